@@ -38,7 +38,7 @@ INT4 = 2**31 - 1  # the largest number in an `integer` column
 _MOST_ATTEMPTS = 1_000_000
 _NUMBER = re.compile(r"\s*[0-9]{1,9}(\.[0-9]{1,9})?\s*", re.ASCII)
 _MOST_DEVICES = 64
-_LONGEST_LIST = 1000  # characters of a list of devices
+_LONGEST_LIST = 1000  # maximum number of characters in a list of devices
 _RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}", re.ASCII)  # the id is part of the names of folders and objects
 
 
@@ -69,7 +69,7 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
     run_id = row.get("id")
     if not is_run_id(run_id):
         raise Unavailable(
-            "training_runs answered with a row that has no valid id: is there a proxy or another program on the way?"
+            "training_runs answered with a row that has no valid id; look for a proxy or another program in between"
         )
     request = RunRequest(
         data_yaml=_text(row.get("data_yaml")),

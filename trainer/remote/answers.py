@@ -62,4 +62,4 @@ def _field(answer: Any, name: str, kind: type[T]) -> T:
 
 
 def _refuse(what: str) -> NoReturn:
-    raise Unavailable(f"storage answered without a usable {what!r}: is there a login page or a proxy on the way?")
+    raise Unavailable(f"storage answered without a usable {what!r}; look for a proxy or a login page in between")

@@ -1,7 +1,7 @@
 """HTTP calls to the Supabase Storage API; error responses become our errors.
 
-This module uses httpx instead of the supabase package. The package reads a whole object into memory, cannot resume with
-Range or TUS, and its default HTTP/2 client loses calls when several threads use it.
+This module uses httpx instead of the supabase package. The package reads a whole object into memory and cannot
+resume with Range or TUS. Its default HTTP/2 client loses calls when several threads use it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Answer:
             return json.loads(self.body)
         except (ValueError, RecursionError):
             raise Unavailable(
-                "storage answered with something that is not JSON: is there a login page or a proxy on the way?"
+                "storage answered with something that is not JSON; look for a proxy or a login page in between"
             ) from None
 
 

@@ -99,8 +99,9 @@ class GuardedClient:
         on_length: Callable[[int], None] | None = None,
         is_known: Callable[[str, str, int], bool] | None = None,
     ) -> Downloaded:
-        """Stream the body to `path`, a new file. After a failed try, `on_bytes` gets its bytes as a negative number.
+        """Stream the body to `path`, a new file.
 
+        After a failed try, `on_bytes` gets the bytes of this try as a negative number.
         `on_length` gets the stated length before anything is written. If `is_known(final_url, strong_etag, length)` returns
         True, the content is not downloaded and `sha256` is empty.
         Raises `ObjectMissing` for a missing file, `DatasetError` for a URL that is not allowed or not usable,
@@ -171,7 +172,7 @@ class GuardedClient:
             raise Unavailable(f"{printable(url, 200)} does not answer: {error}") from None
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
             reason = str(error) or type(error).__name__
-            raise Unavailable(f"{printable(url, 200)} does not answer properly: {reason}") from None
+            raise Unavailable(f"{printable(url, 200)} does not answer correctly: {reason}") from None
         except (httpcore.UnsupportedProtocol, UnicodeError, ValueError) as error:
             raise DatasetError(
                 f"{printable(url, 200)} is not a URL that can be downloaded ({type(error).__name__})."

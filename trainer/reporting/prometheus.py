@@ -34,7 +34,7 @@ class MetricsReporter:
         self._bytes = Counter("transferred_bytes", "Transferred bytes, by direction.", ["direction"], **made)
         self._epoch = Gauge("epoch", "The newest finished epoch of a run.", ["run_id"], **made)
         self._beats = Counter("beats", "Lease renewals that the queue answered.", **made)
-        self._failed_beats = Counter("beat_failures", "Lease renewals without an answer of the queue.", **made)
+        self._failed_beats = Counter("beat_failures", "Lease renewals without an answer from the queue.", **made)
         self._host_failures = Counter("host_failures", "Attempts that failed because of this worker's host.", **made)
         Gauge("healthy", "1 while this worker claims runs, 0 while its host is unhealthy.", **made).set_function(
             is_healthy

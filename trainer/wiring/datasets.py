@@ -72,8 +72,7 @@ def dataset_roots(settings: Settings, extra: tuple[Path, ...] = ()) -> Roots:
 def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
     """Return the warnings about a run. Raise BadRequest if no worker can train the run.
 
-    The workers of the local queue are on this host, so the exports must be available here, and the dataset and the
-    weights must exist here.
+    The workers of the local queue are on this host, so the exports, the dataset and the weights must be available here.
     """
     is_local = not settings.uses_supabase
     served = available_exports() if is_local else frozenset(PACKAGES)

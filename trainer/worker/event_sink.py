@@ -32,7 +32,7 @@ class EventSink:
         self._epoch_phases: set[Phase] = set()  # those of TRAINING and VALIDATING that were already recorded
         self._warned: set[tuple[str, str]] = set()
         self.progress = progress
-        self.labels: dict[str, str | int] = {"run_id": job.id, "attempt": job.attempt}  # for every log line of the run
+        self.labels: dict[str, str | int] = {"run_id": job.id, "attempt": job.attempt}  # in every log line of the run
 
     def record(self, event: Event) -> None:
         """Record an event. The first transfer of a phase also starts that phase."""

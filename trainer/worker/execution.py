@@ -126,7 +126,7 @@ class Execution:
                 journal.discard()
                 return AttemptEnd(outcome=None, delivery=Delivery.LOST)
             run.events.log.note(f"outcome: {outcome.kind}")
-            # the lease is renewed until the outcome is delivered; after a shutdown the next process delivers it
+            # the lease is renewed until the delivery of the outcome; after a shutdown, the next process delivers it
             with shutdown.extra_time(self._services.times.drain) as time_limit:
                 return deliver(self._queue, journal, outcome, time_limit)
 

@@ -91,7 +91,7 @@ class Heartbeat:
                 self.stop.set(StopReason.LOST)
 
     def _beat(self) -> None:
-        asked = boottime()  # before the request, so the lease in the database expires later than `_trusted_until`
+        asked = boottime()  # read before the request, so that `_trusted_until` ends before the lease in the database
         events = self.journal.pending()
         progress = self.progress() if events or asked >= self._next_progress else None
         try:

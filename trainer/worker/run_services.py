@@ -21,8 +21,8 @@ class RunTimes:
     for the delivery of the outcome.
     """
 
-    checkpoint: float  # between two checkpoint uploads
-    drain: float  # for a stopped run to end
+    checkpoint: float  # from one checkpoint upload to the next
+    drain: float  # from the stop of a run to its end
 
     @property
     def save_checkpoint(self) -> float:
