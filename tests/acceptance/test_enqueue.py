@@ -71,6 +71,14 @@ def test_settings_in_ultralytics_syntax_are_accepted(service):
     }
 
 
+def test_blank_group_and_tag_count_as_not_set(service):
+    options = ["--group", "", "--tag", "", "--tag", "night"]
+    run_id = service.run("enqueue", "--data", str(service.home), *options).stdout.strip()
+
+    row = service.json("status", run_id)
+    assert (row["group"], row["tags"]) == (None, ["night"])
+
+
 def test_unknown_setting_and_missing_worker_are_warnings(service):
     done = service.run("enqueue", "--data", str(service.home), "lerning_rate=0.1")
 

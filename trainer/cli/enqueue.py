@@ -55,8 +55,8 @@ def enqueue(
         name=given.pop("name", "run"),
         configuration=_configuration(config, {key: _value(text) for key, text in given.items()}),
         priority=priority,
-        group=group,
-        tags=tuple(tags or ()),
+        group=group or None,
+        tags=tuple(tag for tag in tags or () if tag),
     )
     service = settings_or_exit()
     try:
