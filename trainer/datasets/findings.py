@@ -33,7 +33,7 @@ ERRORS = {
         "{n} label rows have an unknown class number; names: has {classes} classes, numbered {low} to {high}"
     ),
     "class_off_by_one": (
-        "The labels count classes from 1 to {classes}, but names: counts from 0 to {last}; number the names from 1 "
+        "The labels count classes from 1 to {classes}, but names: counts from 0 to {last}. Number the names from 1 "
         "(names: {{1: …}}), or the labels from 0."
     ),
     "no_labels": (

@@ -11,7 +11,7 @@ from trainer.core.errors import BadRequest
 
 
 def is_complete(path: Path) -> bool:
-    """Return whether the path is a regular file with the directory of a zip archive, which is at the end of the file."""
+    """Return whether the path is a regular file that ends with the directory of a zip archive."""
     return path.is_file() and zipfile.is_zipfile(path)  # a named pipe would block `is_zipfile` without end
 
 

@@ -1,4 +1,4 @@
-"""Build the view of a checked dataset, which a training uses."""
+"""Build the view of a checked dataset for one training."""
 
 from __future__ import annotations
 

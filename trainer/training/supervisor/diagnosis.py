@@ -1,4 +1,4 @@
-"""Explains the end of a training process without a result: one sentence with the cause and the fix."""
+"""Explains the end of a training process without a result: an error message with the cause and the fix."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def stuck(phase: Phase, epoch: int, seconds: float) -> MachineFailed:
     """Return the error of a process that was killed because it sent no event for longer than its phase allows."""
     if phase is Phase.STARTING:
         return HostFailed(
-            f"The training process was not ready after {seconds:.0f} s and was killed: look at the end of the run's log; "
-            "the usual cause is a slow disk for the Python packages.",
+            f"The training process was not ready after {seconds:.0f} s and was killed. Look at the end of the run's "
+            "log. The usual cause is a slow disk for the Python packages.",
         )
     return MachineFailed(
         f"The training was stuck: it made no progress for {seconds:.0f} s {_when(phase, epoch)}, so its process was "
-        "killed; if one step can take that long, raise STALL_SECONDS.",
+        "killed. If one step can take that long, increase STALL_SECONDS.",
     )
 
 
@@ -105,14 +105,14 @@ def _ended_without_event(evidence: Evidence) -> Diagnosis:
         return _error(MachineFailed, SHARED_MEMORY, evidence, last)
     if evidence.signal == signal.SIGKILL:
         sentence = (
-            "The training process was killed {when} (SIGKILL), most likely because the host ran out of memory: use "
-            "fewer workers or a smaller batch, or give the host more memory; its last output was: {quote}."
+            "The training process was killed {when} (SIGKILL), most likely because the host ran out of memory. Use "
+            "fewer workers or a smaller batch, or give the host more memory. The last output was: {quote}."
         )
     else:
         number = evidence.signal
         name = next((known.name for known in signal.Signals if known == number), f"signal {number}")
         how = f"by {name}" if number else f"with exit code {evidence.exit_code}"
-        sentence = f"The training process ended {{when}} without a result ({how}); its last output was: {{quote}}."
+        sentence = f"The training process ended {{when}} without a result ({how}). The last output was: {{quote}}."
     return _error(MachineFailed, sentence, evidence, last)
 
 

@@ -57,7 +57,7 @@ CAUSES = (
     Cause(
         r"device-side assert",
         RunFailed,
-        "A value of the dataset was out of range on the GPU {when}: check that every class index and keypoint of the "
+        "A value of the dataset was out of range on the GPU {when}. Check that every class index and keypoint of the "
         "labels fits the data.yaml ({quote}).",
     ),
     Cause(
@@ -70,7 +70,7 @@ CAUSES = (
     Cause(
         r"NCCL (?:error|operation|watchdog)|ncclUnhandled|ProcessGroupNCCL|DistBackendError",
         MachineFailed,
-        "The GPUs of this run lost the connection to each other {when}; if it happens again, train on one GPU, or set "
+        "The GPUs of this run lost the connection to each other {when}. If it happens again, train on one GPU, or set "
         "NCCL_P2P_DISABLE=1 for the service ({quote}).",
     ),
     Cause(  # errors that no training can cause
@@ -137,8 +137,8 @@ CAUSES = (
         r"not a loadable checkpoint|outside the supported Ultralytics checkpoint|PytorchStreamReader|UnpicklingError"
         r"|invalid load key|Weights only load failed|Resume checkpoint not found|Ran out of input|unexpected EOF",
         RunFailed,
-        "The weights file cannot be loaded: it is damaged, or is not a model that Ultralytics saved; "
-        "download it again, or choose another model ({quote}).",
+        "The weights file cannot be loaded: it is damaged, or it is not a model that Ultralytics saved. "
+        "Download the file again, or choose another model ({quote}).",
     ),
     Cause(
         r"No module named '(?P<package>[^']+)'",

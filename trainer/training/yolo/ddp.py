@@ -1,7 +1,7 @@
 """One training on several GPUs: one process (a rank) for each GPU, started by torch's launcher.
 
 The training process passes messages between the ranks and the supervisor. Each rank connects to a Unix socket in the
-private folder and uses the protocol of wire.py there: it receives the order and stop requests, and sends events. Rank 0
+private folder and uses the protocol of wire.py. It receives the order and stop requests, and sends events. Rank 0
 reports for all ranks. Of the other ranks, only the event of a crash is used.
 
 Rank 0 also obeys a stop request: it saves a checkpoint and exits. The other ranks then wait for rank 0 and end with the
