@@ -43,7 +43,7 @@ HOST_CLOCK = HostClock()
 
 
 def queue_time(connection: sqlite3.Connection, clock: HostClock, *, keep: bool) -> float:
-    """Return the queue's time in seconds since 1970. With `keep`, store it as the anchor (write transactions)."""
+    """Return the queue's time in seconds since 1970. With `keep`, store this time as the anchor."""
     boot, since_boot, wall = clock.boot_id(), clock.since_boot(), clock.wall()
     anchor = connection.execute("select boot_id, since_boot, now from queue_clock").fetchone()
     if anchor is None:

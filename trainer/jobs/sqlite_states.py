@@ -47,7 +47,7 @@ def repeated(tx: Transaction, lease: Lease, outcome: Outcome) -> Status | None:
 
 
 def store_events(tx: Transaction, run: JsonObject, events: Sequence[RunEvent]) -> None:
-    """Store each event once, and update epochs and checkpoint of the run from the new ones."""
+    """Store each event once, and update the epochs and the checkpoint of the run from the new events."""
     for event in events_json(events):
         row = {"run_id": run["id"], "attempt": run["attempt"], **event}
         if tx.insert("training_run_events", row):

@@ -53,7 +53,7 @@ class ResumableUpload:
         self._note = notes / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]}.json"
         self._target = Target(bucket=ref.bucket, key=ref.key, writing=True, bytes=self._bytes)
         self.offset = 0
-        self._unnoted: str | None = None  # the upload's id while its note cannot be written
+        self._unnoted: str | None = None  # the id of the upload if its note cannot be written
 
     def step(self, stop: StopSignal, on_position: Callable[[int], None]) -> None:
         name = self._recall() or self._create()

@@ -116,7 +116,7 @@ class Execution:
             outcome = call_or(
                 attempt.outcome, RUN_FAILED_IN_SERVICE, lambda: self._outcome_after_error(attempt, run.job.id)
             )
-            # a cancel request after this line has no effect: the outcome is decided
+            # a cancel request after this line has no effect, because the outcome is decided
             if outcome is not None:
                 journal.end(outcome)
             with error_boundary("dataset view cannot be removed"):

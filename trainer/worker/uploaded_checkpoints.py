@@ -183,5 +183,5 @@ def _read(path: Path) -> dict[str, JsonObject]:
             else:
                 listed[str(line["key"])] = {"bucket": str(line["bucket"]), "at": float(line["at"])}
         except (ValueError, KeyError, TypeError):
-            continue  # incomplete after a power cut
+            continue  # a power cut can leave an incomplete line
     return listed
