@@ -21,7 +21,15 @@ from trainer.datasets.cache.disk import on_this_disk
 from trainer.datasets.source.archive import is_archive, sniff
 from trainer.datasets.source.archive_trees import ArchiveTrees, room_check
 from trainer.datasets.source.fetched_tree import Fetched
-from trainer.datasets.source.manifest import Manifest, difference, identity_of, locate, suffix, take_manifest
+from trainer.datasets.source.manifest import (
+    ANNOTATION_SUFFIXES,
+    Manifest,
+    difference,
+    identity_of,
+    locate,
+    suffix,
+    take_manifest,
+)
 from trainer.datasets.source.ndjson import SUFFIXES as NDJSON
 from trainer.datasets.source.reference import Roots
 from trainer.datasets.source.transfer import Transfer, in_parallel, link_tree
@@ -217,7 +225,7 @@ class Fetcher:
             )
         if suffix(name) in NDJSON or "ndjson" in got.content_type:
             return self._exported(path, name, transfer)
-        if suffix(name) == "json":
+        if suffix(name) in ANNOTATION_SUFFIXES:
             raise DatasetError(
                 f"data_yaml: {shown(got.url)} is an annotation file, whose images cannot be found over http(s). "
                 "Use the URL of an archive of the dataset.",

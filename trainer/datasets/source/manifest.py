@@ -18,7 +18,9 @@ from trainer.datasets.source.ndjson import SUFFIXES as NDJSON
 from trainer.datasets.source.reference import either_bucket
 from trainer.datasets.untrusted import Limits, safe_name
 
-SUFFIXES = frozenset({*IMAGE_SUFFIXES, "yaml", "yml", "txt", "json"})
+# files that describe a dataset but do not name its folders, so the whole folder of the file is fetched
+ANNOTATION_SUFFIXES = frozenset({"json"})
+SUFFIXES = frozenset({*IMAGE_SUFFIXES, *ANNOTATION_SUFFIXES, "yaml", "yml", "txt"})
 SKIPPED_FOLDERS = frozenset({"thumbnails", "__MACOSX"})
 MAX_OBJECTS = 5_000_000
 
@@ -77,13 +79,13 @@ def take_manifest(
         )
     if suffix(name) in NDJSON:
         return Manifest(bucket=found.ref.bucket, folder=folder, entry=name, objects={_safe(name): found})
-    if found.bytes > MAX_YAML_BYTES and suffix(name) != "json":
+    if found.bytes > MAX_YAML_BYTES and suffix(name) not in ANNOTATION_SUFFIXES:
         raise DatasetError(
             f"data_yaml: {shown(found.ref.key)} is larger than {MAX_YAML_BYTES >> 20} MiB, the limit for a YAML. "
             f"The name of an archive must end in {', '.join(ENDINGS)}."
         )
     # a YAML can have any name, so every other file is read as a YAML
-    needed = None if suffix(name) == "json" else _named_folders(download(found))
+    needed = None if suffix(name) in ANNOTATION_SUFFIXES else _named_folders(download(found))
     if not folder and needed is None:
         raise DatasetError(
             f"data_yaml: {shown(name)} is at the top level of the bucket {found.ref.bucket!r}, not in a folder. "
