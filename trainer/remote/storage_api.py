@@ -101,9 +101,6 @@ class StorageApi:
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         )
 
-    def __repr__(self) -> str:
-        return f"StorageApi({self.host!r})"
-
     def close(self) -> None:
         self._client.close()
 

@@ -76,9 +76,6 @@ class Project:
         )
         self._client = self._open()
 
-    def __repr__(self) -> str:
-        return f"Project({self.host})"
-
     def __enter__(self) -> Self:
         return self
 

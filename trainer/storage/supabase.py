@@ -57,9 +57,6 @@ class SupabaseObjectStore:
         self._url_seconds = url_seconds
         self._buckets = Buckets(api, self._persist)
 
-    def __repr__(self) -> str:
-        return f"SupabaseObjectStore({self._api.host!r})"
-
     def close(self) -> None:
         self._api.close()
 
