@@ -12,7 +12,7 @@ from trainer.core.errors import BadRequest
 
 def is_complete(path: Path) -> bool:
     """Return whether the path is a regular file that ends with the directory of a zip archive."""
-    return path.is_file() and zipfile.is_zipfile(path)  # a named pipe would block `is_zipfile` without end
+    return path.is_file() and zipfile.is_zipfile(path)  # a named pipe would block `is_zipfile` forever
 
 
 def is_intact(path: Path) -> bool:

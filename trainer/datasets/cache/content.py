@@ -32,7 +32,7 @@ from trainer.disk import durable
 
 TREE_SIZE = ".size"  # a file in each tree; it contains the size of the tree in bytes
 OBJECTS, DERIVED, TREES = "objects", "derived", "trees"
-Put: TypeAlias = Callable[[str, Path], object]  # takes the identity and a complete file
+Put: TypeAlias = Callable[[str, Path], object]  # its arguments are the identity and a complete file
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from trainer.datasets.labels.convert import CHANGES, Shape
 from trainer.datasets.labels.parse import class_numbers
 from trainer.datasets.samples import RecognizedDataset, Sample
 
-MAX_CLASSES_SHOWN = 200  # classes in the summary
+MAX_CLASSES_SHOWN = 200  # maximum number of classes in the summary
 MAX_TOTAL_BYTES = 4 << 30  # limit for all label files of one source, in memory; Objects365 has 1.2 GB
 
 

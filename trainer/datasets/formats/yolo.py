@@ -17,7 +17,7 @@ from trainer.datasets.samples import SPLIT_WORDS, SPLITS, RecognizedDataset, Sam
 from trainer.datasets.untrusted import read_file
 
 CLASS_FILES = ("classes", "labels", "names", "obj", "predefined_classes", "_darknet")
-MAX_LIST_BYTES = 256 << 20  # bytes of a list of images
+MAX_LIST_BYTES = 256 << 20  # maximum number of bytes of a list of images
 NOT_LABELS = frozenset({*CLASS_FILES, "train", "val", "valid", "test", "readme", "license"})
 
 

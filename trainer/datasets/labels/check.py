@@ -1,4 +1,4 @@
-"""Check the labels of many images at once. Only labels that must change are rewritten.
+"""Check the labels of many images together. Only labels that must change are rewritten.
 
 A row is a class number and the coordinates of a shape. A box has 4 numbers (center x, center y, width, height), a
 polygon has 2 numbers per corner. An oriented box is a polygon with 4 corners. A pose is a box and its keypoints.

@@ -1,4 +1,4 @@
-"""Parse label text of any style into rows of numbers, many files at once."""
+"""Parse label text of any style into rows of numbers, many files together."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from trainer.core.dataset import Task
 from trainer.datasets.findings import Report
 
-CHUNK = 4096  # maximum number of texts parsed at once
-CHUNK_BYTES = 16 << 20  # maximum size of the texts parsed at once, except for a single larger text
+CHUNK = 4096  # maximum number of texts that are parsed together
+CHUNK_BYTES = 16 << 20  # bytes of all texts that are parsed together; a larger text is parsed separately
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Xz:
         while True:
             if self._decoder is None or self._decoder.eof:
                 self._left = (self._decoder.unused_data if self._decoder else b"") or self._source.read(CHUNK)
-                if not self._left.strip(b"\0"):  # the end, or padding before the end
+                if not self._left.strip(b"\0"):  # the end of the stream, or padding before it
                     return b""
                 self._decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=XZ_MEMORY)
             elif self._decoder.needs_input:

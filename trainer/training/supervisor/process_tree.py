@@ -177,7 +177,7 @@ class ProcessTree:
             alive = True
             while alive:
                 for fd in [key.fd for key, _ in ready.select()]:
-                    if fd == self._lifeline.fileno():  # closed when the last subreaper ends
+                    if fd == self._lifeline.fileno():  # this socket is closed when the last subreaper ends
                         alive = False
                     elif not self._read_some(fd, handlers[fd]):
                         ready.unregister(fd)
