@@ -66,6 +66,11 @@ EXPORTS = {
     "unknown task": [{"task": "rm -rf"}, {"file": "a.jpg", "split": "train"}],
     "list as task": [{"task": []}, {"file": "a.jpg", "split": "train"}],
     "text as class names": [{"class_names": "abc"}, {"file": "a.jpg", "split": "train"}],
+    "number as class names": [{"class_names": 7}, {"file": "a.jpg", "split": "train"}],
+    "number that no float can store": [
+        HEAD,
+        {"file": "a.jpg", "split": "train", "annotations": {"boxes": [[0, 10**400, 0.5, 0.1, 0.1]]}},
+    ],
     "object as class name": [{"class_names": {"0": {}}}, {"file": "a.jpg", "split": "train"}],
     "huge class number": [{"class_names": {"9" * 30: "x"}}, {"file": "a.jpg", "split": "train"}],
     "no head record": [{"file": "a.jpg", "split": "train"}],

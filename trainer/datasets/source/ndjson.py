@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from trainer.datasets.untrusted import Limits, safe_name
 SUFFIXES = frozenset({"ndjson", "jsonl"})
 MAX_LINE_BYTES = 16 << 20  # bytes
 MAX_RECORDS = 5_000_000
+MAX_NUMBER = 10**9  # larger class ids and coordinates are refused
 SPLITS = ("train", "val", "test")
 _ROWS = {  # keys of the labels, by task; if these keys are missing, another key is used
     Task.DETECT: ("boxes", "bboxes"),
@@ -162,9 +162,11 @@ def _task(head: dict[str, Any], where: str) -> Task:
 
 def _class_names(head: dict[str, Any], where: str) -> dict[int, str]:
     given = head.get("class_names") or {}
-    pairs = enumerate(given) if isinstance(given, list) else given.items() if isinstance(given, dict) else [("", "")]
+    pairs = list(
+        enumerate(given) if isinstance(given, list) else given.items() if isinstance(given, dict) else [("", "")]
+    )
     names = {int(key): value for key, value in pairs if str(key).isdecimal() and len(str(key)) < 7}
-    if len(names) != len(given) or not all(isinstance(value, str) for value in names.values()):
+    if len(names) != len(pairs) or not all(isinstance(value, str) for value in names.values()):
         raise DatasetError(f"{where}: class_names must map class numbers to names.")
     return names
 
@@ -191,4 +193,4 @@ def _yaml(head: dict[str, Any], task: Task, names: dict[int, str], splits: set[s
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
