@@ -7,7 +7,7 @@ It forks a second subreaper, which starts PROGRAM in a new session. Then both su
   on it means SIGTERM for the whole tree. When the supervisor closes it or is killed, the whole tree gets SIGKILL. The
   supervisor reads end of file when no process of the tree is left.
 - When PROGRAM ends, everything that it started ends too. Both processes are subreapers: each inherits the orphaned
-  processes below it, whatever their session, environment or name. It exits only after it has reaped them all.
+  processes below it, whatever their session, environment or name. A subreaper exits after it has reaped them all.
 - When one subreaper is killed, the other subreaper ends the tree. Processes survive only if both are killed at the same
   time. PROGRAM never survives, because the kernel kills it with the second subreaper. A parent-death signal from
   the supervisor itself would not work: it is sent when the thread that started the process ends.
