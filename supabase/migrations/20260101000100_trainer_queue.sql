@@ -579,7 +579,7 @@ begin
     return 'held';
   end if;
   delete from public.training_runs r where r.id = run.id;
-  return 'deleted';
+  return case when found then 'deleted' else 'kept' end;  -- a trigger of the app can keep the row
 end $$;
 
 -- Returns one run, for a worker without the right to read the table.

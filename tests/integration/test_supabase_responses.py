@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.supabase_stack import token
-from trainer.core.errors import Misconfigured, Unavailable
+from trainer.core.errors import Conflict, Misconfigured, Unavailable
 from trainer.core.job import Completed, Interrupted, Retry, RunEvent, RunRequest, Verdict
 from trainer.core.ports import Worker
 from trainer.core.retry import RetryPolicy
@@ -126,6 +126,19 @@ def test_late_cancel_does_not_change_completed_run(supabase_lab):
     supabase_lab.edit(lease.job.id, status="canceled", cancel_requested=True, error_message="Canceled by user.")
     after = supabase_lab.queue.get(lease.job.id)
     assert replace(after, updated_at=None) == replace(before, updated_at=None)
+
+
+def test_run_that_app_trigger_keeps_is_not_reported_as_deleted(supabase_lab):
+    run_id = supabase_lab.queue.enqueue(RunRequest(data_yaml="set/data.yaml"))
+    supabase_lab.stack.sql(
+        "create function public.keep_run() returns trigger language plpgsql as 'begin return null; end'; "
+        "create trigger keep_run before delete on training_runs for each row execute function public.keep_run()"
+    )
+    try:
+        with pytest.raises(Conflict, match=f"The database keeps {run_id}"):
+            supabase_lab.queue.delete(run_id)
+    finally:
+        supabase_lab.stack.sql("drop trigger keep_run on training_runs; drop function public.keep_run()")
 
 
 def test_run_ended_by_the_app_has_no_lease(supabase_lab):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-from trainer.core.errors import BadRequest
+from trainer.core.errors import BadRequest, Conflict
 from trainer.core.job import ENDED, Json, JsonObject, RunRequest, Status
 from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.run_row import ALL_RUNS, EventRow, RunFilter, RunOrder, RunPage, RunRow, WorkerRow
@@ -111,6 +111,8 @@ class SupabaseRunTable:
         answer = self._ask(self._read, "delete_training_run", run_id=run_id)
         if answer == "held":
             raise write.held_by_worker(run_id)
+        if answer == "kept":
+            raise Conflict(f"The database keeps {run_id}: a trigger of another program prevents its deletion")
         if answer not in ("deleted", "missing"):
             raise self._project.not_json()
         return bool(answer == "deleted")
