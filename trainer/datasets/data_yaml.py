@@ -12,6 +12,7 @@ import yaml
 
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
+from trainer.core.json_text import storable
 from trainer.core.text import printable
 from trainer.datasets.findings import Report
 from trainer.datasets.untrusted import read_file
@@ -160,7 +161,7 @@ def _names(value: Any, report: Report) -> tuple[tuple[str, ...] | None, tuple[in
             )
             continue
         ids.append(number)
-        names.append(" ".join(name.split()) or f"class{number}")
+        names.append(storable(" ".join(name.split())) or f"class{number}")
     if len(set(ids)) != len(ids):
         report.add("yaml_names", problem="names: has two names for one class number.")
         return None, None

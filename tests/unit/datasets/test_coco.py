@@ -60,6 +60,19 @@ def test_boxes_and_classes_are_read_and_split_by_default(tmp_path):
         assert found[f"{number:04}"] == [pytest.approx([number % 2, *drawn(number).box], abs=1e-6)]
 
 
+@pytest.mark.parametrize("size", [10**400, -1, 0])
+def test_impossible_image_size_in_annotation_file_is_ignored(tmp_path, size):
+    content = document()
+    content["images"][0] |= {"width": size, "height": size}
+    prepared(write(tmp_path / "set", content), tmp_path / "view")
+    assert rows(tmp_path / "view")["0000"] == [pytest.approx([0, *drawn(0).box], abs=1e-6)]
+
+
+def test_class_name_with_broken_unicode_is_repaired(tmp_path):
+    content = document(categories=[{"id": 9, "name": "square\ud800"}, {"id": 4, "name": "disc"}])
+    assert prepared(write(tmp_path / "set", content), tmp_path / "view").names == ("square\ufffd", "disc")
+
+
 def test_folder_with_annotation_file_is_recognized(tmp_path):
     write(tmp_path / "set", document())
     assert dict(prepared(tmp_path / "set", tmp_path / "view").images) == {"train": 8, "val": 2}

@@ -63,6 +63,7 @@ def test_invalid_yaml_is_rejected_with_reason(tmp_path, text, sign):
 @pytest.mark.parametrize(
     ("value", "names", "ids"),
     [
+        (["a\ud800", "b"], ("a\ufffd", "b"), (0, 1)),
         (["cat", "dog"], ("cat", "dog"), (0, 1)),
         ({"1": "dog", "0": "cat"}, ("cat", "dog"), (0, 1)),
         ({"7": "cat", "3": "dog"}, ("dog", "cat"), (3, 7)),

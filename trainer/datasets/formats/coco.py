@@ -35,6 +35,8 @@ from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.header import facts
 from trainer.datasets.samples import RecognizedDataset, Sample
 
+MAX_SIDE = 1_000_000  # pixels; a larger size in the annotation file is ignored
+
 
 @dataclass(frozen=True)
 class AnnotationFile:
@@ -132,9 +134,10 @@ class _Converter:
         return f"{folder.relative_to(root)}/" if folder != root and folder.is_relative_to(root) else "images/"
 
     def _picture(self, image: Object, path: str, name: str) -> Picture:
-        width, height = image.get("width"), image.get("height")
-        if isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0:
-            return Picture(name, width, height)
+        sides = (image.get("width"), image.get("height"))
+        size = [side for side in sides if isinstance(side, int) and 0 < side < MAX_SIDE]
+        if len(size) == len(sides):
+            return Picture(name, *size)
         known = facts(path)
         return Picture(name, max(known.width, 1), max(known.height, 1))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer.core.dataset import SplitRequest, Task
 from trainer.core.errors import DatasetError
+from trainer.core.json_text import storable
 from trainer.core.text import printable
 from trainer.datasets.findings import Report
 from trainer.datasets.samples import SPLIT_WORDS, SPLITS
@@ -80,7 +81,7 @@ def all_names(documents: Sequence[Object]) -> list[str]:
 
 
 def class_name(category: Object) -> str:
-    return " ".join(str(category.get("name") or f"class{category.get('id')}").split())[:200]
+    return storable(" ".join(str(category.get("name") or f"class{category.get('id')}").split())[:200])
 
 
 def guess_task(documents: Sequence[Object]) -> Task:
