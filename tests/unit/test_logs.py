@@ -1,4 +1,4 @@
-"""Log lines have three formats and contain no secrets."""
+"""Log lines have three formats (console, JSON, systemd journal) and contain no secrets."""
 
 import contextlib
 import io
@@ -76,7 +76,7 @@ def test_console_line_contains_no_control_characters_of_a_row(lines):
     assert "u001b[2J" in stream.getvalue()
 
 
-def test_every_traceback_line_has_the_priority(lines):
+def test_every_traceback_line_has_priority_of_error(lines):
     log, stream = lines("journal")
 
     try:

@@ -25,7 +25,7 @@ def complaint():
     return str(refused.value)
 
 
-def test_all_bad_variables_are_reported_together(environment):
+def test_all_invalid_variables_are_reported_together(environment):
     environment(POLL_INTERVAL="-1", SLOTS="many", BACKEND="mysql", METRICS_PORT="70000")
 
     text = complaint()
@@ -36,7 +36,7 @@ def test_all_bad_variables_are_reported_together(environment):
     assert len(text.splitlines()) == 4
 
 
-def test_supabase_without_key_is_an_error_with_both_fixes(environment):
+def test_error_of_supabase_without_key_names_two_fixes(environment):
     environment(BACKEND="supabase", SUPABASE_URL="https://x.supabase.co")
 
     assert "SUPABASE_SERVICE_ROLE_KEY" in complaint()

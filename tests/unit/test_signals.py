@@ -1,4 +1,4 @@
-"""Signals that stop the service. acceptance/test_service_stops.py tests the drain with real services."""
+"""Signals that stop the service. tests/acceptance/test_service_stops.py tests the drain with real services."""
 
 import signal
 import subprocess
@@ -19,7 +19,7 @@ os.kill(os.getpid(), int(sys.argv[1]))
 
 
 @pytest.mark.parametrize(("late", "code"), [(signal.SIGHUP, 0), (signal.SIGTERM, -signal.SIGTERM)])
-def test_sighup_after_the_drain_does_not_change_the_exit_code(late, code):
+def test_after_drain_sighup_is_ignored_and_sigterm_ends_the_process(late, code):
     assert subprocess.run([sys.executable, "-c", PROGRAM, str(int(late))], check=False, timeout=30).returncode == code
 
 
@@ -40,7 +40,7 @@ with signals_set(stop):
 """
 
 
-def test_sigterm_and_sighup_at_the_same_time_drain_and_second_request_exits():
+def test_simultaneous_sigterm_and_sighup_start_drain_and_sigint_exits():
     done = subprocess.run(
         [sys.executable, "-c", PENDING], check=False, timeout=30, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

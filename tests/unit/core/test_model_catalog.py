@@ -49,7 +49,7 @@ def test_untrainable_published_files_are_recognized_by_name():
 
 
 @pytest.mark.parametrize("own", ["nas_v2", "my-world", "samples", "sam2_b-finetuned", "yolo26n-semi", "hero-sam_b"])
-def test_file_of_user_with_similar_name_is_not_untrainable(own):
+def test_user_file_with_similar_name_counts_as_trainable(own):
     assert not model_catalog.is_untrainable_file(own)
 
 

@@ -40,7 +40,7 @@ def test_epoch_event_sets_metrics_percent_and_eta(progress):
     assert (shown(progress)["eta_seconds"], shown(progress)["eta"]) == (75, "00:01:15")
 
 
-def test_metrics_are_missing_before_first_epoch(progress):
+def test_metrics_are_missing_until_first_epoch_ends(progress):
     progress.follow(batch(1, 1))
 
     assert "metrics" not in progress.as_json()
@@ -53,7 +53,7 @@ def test_repeated_epoch_does_not_decrease_percent(progress):
     assert shown(progress)["percent"] == 50.0
 
 
-def test_validation_does_not_count_as_training(progress):
+def test_validation_batches_do_not_increase_percent(progress):
     progress.follow(epoch(1))
     progress.follow(batch(1, 10, phase=Phase.VALIDATING))
 
@@ -88,7 +88,7 @@ def test_download_is_shown_until_next_phase(progress):
     assert "transfer" not in shown(progress)
 
 
-def test_losses_are_shown_until_next_phase(progress):
+def test_losses_and_speed_are_shown_until_upload_starts(progress):
     progress.follow(batch(1, 2, losses={"box_loss": 1.5}, images_per_second=99.0))
 
     assert shown(progress)["losses"] == {"box_loss": 1.5}

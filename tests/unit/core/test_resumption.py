@@ -40,7 +40,7 @@ SAME = {
         "configuration": {"patience": 100, "mosaic": 1, "fliplr": "0.5", "seed": 0, "amp": True}
     },
     "steps after the training": {"configuration": {"export": ["torchscript"], "predictions": True}},
-    "loaders": {"configuration": {"workers": 7}},
+    "data loaders": {"configuration": {"workers": 7}},
     "devices": {"configuration": {"device": "0,1", "requires": {"gpus": 2}}},
     "an unknown setting": {"configuration": {"nonsense": 1}},
     "the file name of the model": {"base_model": "YOLO11n.pt"},
@@ -66,7 +66,7 @@ APPLIED = {
     "a time limit and epochs": ({"configuration": {"time": 1.5, "epochs": 3}}, "time default → 1.5"),
     "freeze": ({"configuration": {"freeze": [0, 1]}}, "freeze default → [0, 1]"),
     "validation": ({"configuration": {"conf": 0.1}}, "conf default → 0.1"),
-    "content": (EDITED, "the content of the dataset"),
+    "dataset content": (EDITED, "the content of the dataset"),
     "a URL with another token": ({**EDITED, "data_yaml": "https://host/x.zip?token=2"}, "the content of the dataset"),
 }
 
@@ -127,7 +127,7 @@ def test_time_limit_overrides_epochs():
     assert decide(before, setup({"time": 3}), epoch=700, complete=False) == Resume(changes=("time 2.0 → 3.0",))
 
 
-def test_requested_epochs_are_trained_after_time_limit_is_removed():
+def test_number_of_epochs_applies_after_time_limit_is_removed():
     before = setup({"time": 2, "epochs": 3})
     decision = decide(before, setup({"epochs": 3}), epoch=40, complete=False)
     assert decision == StartOver(from_best=True, changes=("time 2.0 → default",))
@@ -146,7 +146,7 @@ def test_setup_is_equal_after_json_round_trip():
     assert decide(back, there, epoch=1, complete=True) == Resume()
 
 
-def test_names_invalid_in_json_are_equal_after_reading_back():
+def test_class_names_that_are_invalid_in_json_are_equal_after_round_trip():
     from trainer.training.wire import decode_command, encode_order
 
     there = setup(names=("ca\udce9t", "d\0g"))
@@ -181,7 +181,7 @@ def test_invalid_setup_becomes_none(nonsense):
     assert Setup.from_json(nonsense) is None
 
 
-def test_any_settings_can_be_compared_and_printed():
+def test_invalid_recorded_settings_give_short_list_of_changes():
     odd = replace(NOW, settings={"epochs": "many", "x" * 200: "y" * 5000, "lr0": float("nan"), "freeze": [None, True]})
     decision = decide(odd, NOW, epoch=40, complete=False)
     assert isinstance(decision, StartOver)

@@ -1,4 +1,4 @@
-"""The names of a run's files and objects."""
+"""The names of run folders, and the keys of checkpoints in the bucket."""
 
 from pathlib import Path
 

@@ -88,7 +88,7 @@ def test_extra_time_delays_cancel_but_not_lost_lease():
         assert later.wait(5)
 
 
-def test_extra_time_of_shutdown_counts_from_its_request():
+def test_extra_time_counts_from_shutdown_request():
     shutdown = StopSignal()
     shutdown.set(StopReason.SHUTDOWN)
     run = shutdown.child()

@@ -45,7 +45,7 @@ def test_value_is_shown_in_one_line(value, text):
 
 
 @pytest.mark.parametrize("value", ["x" * 10**6, "\u2028" * 10**6, "//" * 10**6, ["y" * 50] * 100, {"k" * 90: "v" * 90}])
-def test_long_value_is_cut_in_the_middle(value):
+def test_long_value_is_truncated_in_the_middle(value):
     assert len(shown(value)) == 100
     assert "…" in shown(value)
     assert len(shown(value, 60)) == 60

@@ -1,4 +1,4 @@
-"""Conversion between rows and the values of the service."""
+"""Conversion of rows to jobs, and of requests, events and outcomes to columns."""
 
 import json
 import math
@@ -62,7 +62,7 @@ def test_row_without_valid_id_is_unavailable(run_id):
 
 
 @pytest.mark.parametrize("attempt", [-1, 1_000_001, 2**31 - 1])
-def test_run_with_impossible_attempt_is_unreadable(attempt):
+def test_run_with_attempt_out_of_range_is_unreadable(attempt):
     assert (
         f"attempt = {attempt}: must be from 0 to 1000000"
         in rows.job_of({"id": "x", "attempt": attempt}).request.unreadable
@@ -91,7 +91,7 @@ def test_unreadable_row_becomes_job_with_reason():
         {"epoch": 7, "sha256": "ab", "bytes": 12, "key": ""},
     ],
 )  # fmt: skip
-def test_checkpoint_of_another_run_is_ignored(checkpoint):
+def test_invalid_checkpoint_or_checkpoint_of_another_run_is_ignored(checkpoint):
     assert rows.job_of({"id": ROW["id"], "checkpoint": checkpoint}).checkpoint is None
 
 
@@ -125,7 +125,7 @@ def test_invalid_json_column_stays_text(text):
     assert isinstance(rows.json_column("configuration", text), rows.UnreadJson)
 
 
-def test_only_configuration_is_bounded_in_length():
+def test_length_limit_does_not_apply_to_results():
     text = json.dumps(["x" * 2_000_000])
     assert rows.json_column("results", text) == json.loads(text)
 
@@ -144,7 +144,7 @@ def test_only_configuration_is_bounded_in_length():
         ),
     ],
 )
-def test_unreadable_request_is_rejected(request_, reason):
+def test_request_over_limits_is_rejected(request_, reason):
     with pytest.raises(BadRequest, match=reason):
         write.insert_of(RunRequest(**{"data_yaml": "d", **request_}))
 
@@ -272,7 +272,7 @@ def test_every_value_becomes_storable(value, stored):
     json.dumps(write.clean(value), allow_nan=False).encode()
 
 
-def test_endless_nesting_is_cut():
+def test_endless_nesting_is_truncated_at_32_levels():
     endless = []
     endless.append(endless)
     assert json.dumps(write.clean(endless)).count("[") == 32

@@ -107,7 +107,7 @@ def test_failed_call_is_rolled_back(path, monkeypatch):
     assert queue.get(lease.job.id) == before
 
 
-def test_no_call_leaves_file_open(path):
+def test_enqueue_and_claim_leave_no_file_open(path):
     queue = SqliteQueue(path)
     open_files = len(os.listdir("/proc/self/fd"))
     for _ in range(20):

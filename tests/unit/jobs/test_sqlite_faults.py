@@ -21,7 +21,7 @@ def test_missing_folder_is_created(tmp_path):
     assert path.is_file()
 
 
-def test_locked_file_is_unavailable_with_its_name(path):
+def test_locked_file_raises_unavailable_with_file_name(path):
     queue = SqliteQueue(path, busy_seconds=0.05)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("begin immediate")
@@ -30,7 +30,7 @@ def test_locked_file_is_unavailable_with_its_name(path):
     enqueue(queue)
 
 
-def test_full_disk_is_unavailable_and_loses_nothing(path, monkeypatch):
+def test_full_disk_raises_unavailable_and_loses_no_run(path, monkeypatch):
     queue = SqliteQueue(path)
     run_id = enqueue(queue)
     connect = SqliteFile._connect
@@ -48,7 +48,7 @@ def test_full_disk_is_unavailable_and_loses_nothing(path, monkeypatch):
     enqueue(queue, configuration={"text": "x" * 900_000})
 
 
-def test_failed_write_is_unavailable_with_reason(path):
+def test_failed_write_raises_unavailable_with_reason(path):
     code = """
 import resource, signal, sys
 from pathlib import Path
@@ -88,14 +88,14 @@ def test_path_inside_a_file_is_rejected(path):
 
 
 @pytest.mark.parametrize("content", [b"not a database at all, just text\n" * 50, os.urandom(5000)])
-def test_other_file_is_rejected_and_unchanged(path, content):
+def test_file_that_is_not_a_database_is_rejected_and_unchanged(path, content):
     path.write_bytes(content)
     with pytest.raises(Misconfigured, match="not an SQLite database; choose another file"):
         SqliteQueue(path)
     assert path.read_bytes() == content
 
 
-def test_other_database_is_rejected_and_unchanged(path):
+def test_database_of_other_program_is_rejected_and_unchanged(path):
     with closing(sqlite3.connect(path)) as other:
         other.execute("create table training_runs (id)")
     with pytest.raises(Misconfigured, match="another program's database"):
@@ -145,7 +145,7 @@ def test_invalid_json_reaches_worker_as_text(path):
         assert queue.get(run_id).results == {"progress": 1}
 
 
-BY_HAND = [  # values that SQLite stores although the column is text
+BY_HAND = [  # invalid values that SQLite stores
     "not_before = x'ff'", "not_before = cast(x'ff' as text)", "host_failures = cast(x'7bff' as text)",
     "configuration = cast(x'7bff7d' as text)", "configuration = x'7b7d'", "id = null", "id = x'61'", "id = cast(x'ff' as text)",
     "id = null, cancel_requested = 1", "id = x'61', status = 'running', lease_expires_at = '2000'",

@@ -1,4 +1,4 @@
-"""Invalid answers from a proxy, a login page or a broken connection raise `Unavailable`."""
+"""Invalid answers from a proxy, a login page or a broken connection become errors of the service."""
 
 import json
 from urllib.parse import parse_qs
@@ -76,7 +76,7 @@ def test_invalid_answer_raises_unavailable(call, answer):
 
 @pytest.mark.parametrize("answer", [answer for answer in NO_ROW if answer != "5 MB"])
 @pytest.mark.parametrize("call", READS)
-def test_invalid_rows_are_unavailable(call, answer):
+def test_invalid_rows_raise_unavailable(call, answer):
     with pytest.raises(Unavailable):
         READS[call](queue_whose_answer_is(NO_ROW[answer]))
 
@@ -145,7 +145,7 @@ def test_largest_allowed_answer_is_read_and_larger_answer_is_rejected(size):
 
 @pytest.mark.parametrize("status", [400, 404, 409, 500])
 @pytest.mark.parametrize("answer", [*NO_ROW, *NO_ID])
-def test_unusual_rejection_becomes_trainer_error(answer, status):
+def test_invalid_answer_with_error_status_becomes_trainer_error(answer, status):
     for call in (*CALLS.values(), *READS.values()):
         with pytest.raises((Unavailable, Misconfigured)) as refused:
             call(queue_whose_answer_is((NO_ROW | NO_ID)[answer], status))
@@ -155,7 +155,7 @@ def test_unusual_rejection_becomes_trainer_error(answer, status):
 @pytest.mark.parametrize(
     "body", [{"code": 5}, {"code": {"a": 1}, "message": [1]}, {"code": "23514", "message": "\u0000" * 10_000}]
 )
-def test_long_rejection_message_is_cut(body):
+def test_malformed_or_long_rejection_raises_short_error(body):
     with pytest.raises((Unavailable, Misconfigured)) as refused:
         CALLS["claim"](queue_whose_answer_is(json.dumps(body).encode(), 400))
     assert len(str(refused.value)) < 1000

@@ -121,7 +121,7 @@ def test_other_rejections_include_their_code(code):
     assert f"{code} something new" in str(error)
 
 
-def test_gateway_page_is_unavailable():
+def test_error_page_of_gateway_raises_unavailable():
     error = failure(lambda _: httpx.Response(502, html="<html>Bad Gateway</html>"))
     assert isinstance(error, Unavailable)
     assert "502" in str(error)
@@ -210,7 +210,7 @@ def test_role_is_read_from_key(key, role):
     assert role_of(key) == role
 
 
-def test_library_is_imported_only_when_project_is_opened():
+def test_import_of_adapter_does_not_import_supabase_library():
     import subprocess
     import sys
 

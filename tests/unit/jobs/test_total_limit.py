@@ -92,7 +92,7 @@ CASES = {"head": ("http", b"", HEAD), "body": ("http", BODY, b"x" * 10_000), "tl
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_call_of_database_function_ends_in_time(dripping, case):
+def test_database_call_ends_in_time(dripping, case):
     scheme, at_once, dripped = CASES[case]
     url = f"{scheme}://127.0.0.1:{dripping(at_once, dripped).port}"
     with Project(url, "sb_secret_x", CallLimits(connect=30, read=0.9, total=TOTAL)) as project:
@@ -103,7 +103,7 @@ def test_call_of_database_function_ends_in_time(dripping, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_call_of_storage_api_ends_in_time(dripping, case):
+def test_storage_api_call_ends_in_time(dripping, case):
     scheme, at_once, dripped = CASES[case]
     times = HttpTimes(connect=30, read=0.9, total=TOTAL, stored=0.9)
     api = StorageApi(f"{scheme}://127.0.0.1:{dripping(at_once, dripped).port}", "key", times=times)
@@ -176,8 +176,8 @@ def test_stop_ends_call_before_its_limit(dripping):
     timer.join()
 
 
-def test_time_limit_applies_to_one_call_only(dripping):
-    """The next call of a thread has its own limit, and an inner limit never extends an outer one."""
+def test_each_call_has_its_own_time_limit(dripping):
+    """The time limit of a call never extends the limit of the `within` block around it."""
     server = dripping(BODY[:-4].replace(b"10000", b"2") + b"\r\n\r\n[]")
     with Project(f"http://127.0.0.1:{server.port}", "sb_secret_x", CallLimits(total=0.5)) as project:
         assert project.call("a") == []

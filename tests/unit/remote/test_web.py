@@ -12,7 +12,7 @@ from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
 
 
-def test_body_arrives_with_its_size_digest_etag_and_type(server, client, tmp_path):
+def test_download_returns_size_checksum_etag_and_content_type(server, client, tmp_path):
     server.pages["/a.yaml"] = body(b"names: [a]", 'ETag: "v1"', "Content-Type: text/yaml")
     got = client.download(server.url("/a.yaml"), tmp_path / "a", StopSignal())
     assert (tmp_path / "a").read_bytes() == b"names: [a]"
@@ -97,7 +97,7 @@ def test_download_succeeds_after_server_recovers(server, client, tmp_path):
     assert client.download(server.url("/a"), tmp_path / "a", StopSignal()).bytes == 4
 
 
-def test_no_message_contains_secrets_of_url(server, client, tmp_path):
+def test_error_contains_no_secret_of_url(server, client, tmp_path):
     server.pages["/a"] = body(b"", status="403 Forbidden")
     for url in (server.url("/a?token=SECRET#SECRET"), f"http://SECRET:SECRET@{server.host}/a"):
         with pytest.raises(DatasetError) as caught:

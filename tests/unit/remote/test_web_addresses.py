@@ -85,7 +85,7 @@ def test_only_temporary_dns_failures_are_retried(make_client, tmp_path):
     assert len(calls) == 3
 
 
-def test_proxies_of_environment_are_not_used(server, client, tmp_path, monkeypatch):
+def test_proxy_environment_variables_are_ignored(server, client, tmp_path, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     server.pages["/a"] = body(b"direct")
@@ -97,7 +97,7 @@ def test_spaces_and_accents_in_path_are_sent_encoded(server, client, tmp_path):
     assert client.download(server.url("/a b/é.yaml"), tmp_path / "a", StopSignal()).bytes == 2
 
 
-def test_connections_are_reused_for_same_host(make_client, tmp_path):
+def test_40_threads_can_download_with_one_client(make_client, tmp_path):
     # many threads share one connection pool, as in a download of thousands of images
     with web_server() as server:
         for number in range(40):

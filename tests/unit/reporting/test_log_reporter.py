@@ -41,7 +41,7 @@ def test_warning_is_a_constant_event_with_fields():
 
 
 @pytest.mark.parametrize("status", [Status.QUEUED, Status.FAILED])
-def test_log_of_outcome_retry_has_status_of_row(status):
+def test_log_line_of_outcome_retry_has_status_of_row(status):
     end = AttemptEnd(outcome=Retry(message="The disk is full."), delivery=Delivery.ACCEPTED, status=status)
 
     line = logged(end=end)[-1]

@@ -41,7 +41,7 @@ def test_runs_are_counted_by_outcome(metrics):
 
 
 @pytest.mark.parametrize("outcome", [None, Completed(results={}, trained_model_url=None)])
-def test_run_with_lost_lease_is_not_active(metrics, outcome):
+def test_run_with_lost_lease_is_counted_as_lost(metrics, outcome):
     metrics.started(JOB)
 
     metrics.ended(JOB, AttemptEnd(outcome=outcome, delivery=Delivery.LOST))
@@ -99,7 +99,7 @@ def test_phase_is_measured_when_next_phase_starts(metrics):
     assert value(metrics, "phase_seconds_sum", phase="preparing") == 4.5
 
 
-def test_wait_in_queue_is_counted_once(metrics):
+def test_wait_in_queue_is_measured_when_run_starts(metrics):
     metrics.started(JOB)
 
     assert value(metrics, "queue_wait_seconds_sum") == 12.0
@@ -118,7 +118,7 @@ def transfer(phase, done):
     return TransferProgress(phase=phase, files=1, total_files=2, bytes=done, total_bytes=50, rate=1.0, eta_seconds=None)
 
 
-def test_gpus_are_read_on_request(metrics):
+def test_gpu_memory_and_utilization_are_read_on_request(metrics):
     assert value(metrics, "gpu_memory_bytes", gpu="0", name="Big GPU") == 7
     assert value(metrics, "gpu_utilization", gpu="0", name="Big GPU") == 0.5
 
@@ -135,7 +135,7 @@ def test_heartbeats_and_their_failures_are_counted(metrics, tmp_path):
     assert value(metrics, "beat_failures_total") == 1
 
 
-def test_epoch_is_not_reported_after_run(metrics, tmp_path):
+def test_epoch_metric_is_removed_when_run_ends(metrics, tmp_path):
     worker = WorkerFixture(tmp_path)
     worker.enqueue()
 
@@ -146,7 +146,7 @@ def test_epoch_is_not_reported_after_run(metrics, tmp_path):
     assert value(metrics, "epoch", run_id="r") is None
 
 
-def test_metrics_are_served_on_localhost_only(metrics):
+def test_metrics_are_served_on_localhost(metrics):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

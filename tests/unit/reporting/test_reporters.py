@@ -1,4 +1,4 @@
-"""Reporters have their own threads. A slow, failing or blocked reporter does not delay a run or lose its end."""
+"""Reporters have their own threads. A slow, failing or blocked reporter does not delay a run or another reporter."""
 
 import threading
 import time
@@ -48,7 +48,7 @@ class Recorder:
 
 @pytest.fixture
 def gate():
-    """Return an event that blocks a reporter until the event is set. The end of the test sets it."""
+    """Return a `threading.Event` that blocks a reporter until the event is set. It is set at the end of the test."""
     gate = threading.Event()
     yield gate
     gate.set()
@@ -185,7 +185,7 @@ def test_run_without_its_own_reporter_uses_shared_reporters():
     assert shared.calls == ["started", END]
 
 
-def test_reporter_that_exits_receives_later_calls():
+def test_reporter_that_raises_system_exit_receives_later_calls():
     def exits(call):
         if call == "started":
             raise SystemExit("a library gives up")

@@ -1,4 +1,4 @@
-"""The Supabase store and a server with faults."""
+"""Fixtures: the fake Storage server, and Supabase stores that use it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def server():
 
 @pytest.fixture
 def make_store(server, tmp_path):
-    """Return another adapter, as another process would create it."""
+    """Return a function that creates a new store, as another process would create it."""
     apis: list[StorageApi] = []
 
     def make(key: str = "service-key", url: str = "", times: HttpTimes | None = None, **options) -> SupabaseObjectStore:

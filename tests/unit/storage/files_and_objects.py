@@ -1,4 +1,4 @@
-"""Files and objects of the tests of the Supabase store."""
+"""Files, objects and processes for the tests of the Supabase store."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_upload_creates_its_bucket(store, root, tmp_path):
 
 
 @pytest.mark.parametrize("bucket", ["", ".", "..", "a/b", "/etc", "a\0b"])
-def test_bucket_is_one_folder_inside_root(store, bucket):
+def test_invalid_bucket_name_is_rejected(store, bucket):
     with pytest.raises(ObjectMissing, match="name of a bucket"):
         list(store.list(ObjectRef(bucket=bucket, key="")))
 
@@ -67,7 +67,7 @@ def test_link_out_of_bucket_is_rejected_by_every_call(store, root, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_linked_folder_is_an_error(store, root, tmp_path):
+def test_symbolic_link_to_folder_is_rejected(store, root, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/a.jpg").write_bytes(b"1")
     (root / "data/images").symlink_to(tmp_path / "elsewhere")
@@ -114,7 +114,7 @@ def test_temporary_file_is_not_an_object(store, root):
     assert list(store.list(ObjectRef(bucket="data", key=""))) == []
 
 
-def test_full_disk_error_names_file_and_no_partial_file_remains(store, root, tmp_path):
+def test_error_of_failed_write_names_file_and_no_partial_file_remains(store, root, tmp_path):
     (tmp_path / "a").write_bytes(b"x" * 4 * MIB)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
@@ -129,7 +129,7 @@ def test_full_disk_error_names_file_and_no_partial_file_remains(store, root, tmp
 @pytest.mark.parametrize(
     ("code", "name"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk quota is used up")]
 )
-def test_error_names_full_disk_and_file(code, name):
+def test_error_names_full_disk_or_quota_and_file(code, name):
     with pytest.raises(MachineFailed, match=rf"/data/x: {name}"), disk_errors(Path("/data/x")):
         raise OSError(code, "whatever")
 

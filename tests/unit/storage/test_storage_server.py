@@ -123,7 +123,7 @@ def test_key_decides_which_objects_are_visible(server):
         assert client.get("/object/data/a", headers={"apikey": "service-key"}).content == b"1"
 
 
-def test_signed_url_needs_no_key_and_is_limited_to_one_object_and_time(server, client):
+def test_signed_url_returns_one_object_without_key_until_it_expires(server, client):
     for key in ("a", "b"):
         server.put("data", key, b"1")
     good = client.post("/object/sign/data/a", json={"expiresIn": 60}).json()["signedURL"]

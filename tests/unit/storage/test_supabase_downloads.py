@@ -33,7 +33,7 @@ def test_download_recovers_from_one_fault(server, store, tmp_path, kind, size):
 
 
 @pytest.mark.parametrize("kind", ["corrupt", "truncate", "portal", "status", "etag"])
-def test_failing_download_publishes_nothing(server, store, tmp_path, kind):
+def test_failing_download_leaves_no_file(server, store, tmp_path, kind):
     server.put(REF.bucket, REF.key, os.urandom(50_000))
     expected = store.stat(REF)
     server.fault(kind, on=DOWNLOAD, after=100, times=99)
@@ -50,7 +50,7 @@ def test_interrupted_download_is_resumed(server, store, tmp_path):
     assert 1_000_000 <= server.sent <= 1_000_000 + 1
 
 
-def test_download_with_progress_survives_any_number_of_interruptions(server, store, tmp_path):
+def test_download_survives_30_interruptions_if_each_try_receives_bytes(server, store, tmp_path):
     content = os.urandom(4_000_000)
     server.put(REF.bucket, REF.key, content)
     server.fault("cut", on=DOWNLOAD, after=100_000, times=30)
@@ -80,7 +80,7 @@ def test_large_download_is_resumed_by_another_process(server, make_store, tmp_pa
     assert sum(reported) == len(content)
 
 
-def test_complete_but_unpublished_download_is_published(server, store, tmp_path):
+def test_complete_partial_file_is_not_downloaded_again(server, store, tmp_path):
     content = os.urandom(9 * MIB)
     server.put(REF.bucket, REF.key, content)
     (tmp_path / "out").mkdir()
@@ -113,7 +113,7 @@ def test_partial_file_of_other_content_is_discarded(server, store, tmp_path, siz
         '{"etag": "a", "bytes": 10, "safe": 5}',
     ],
 )
-def test_damaged_note_restarts_download(server, store, tmp_path, note):
+def test_download_restarts_if_part_json_is_damaged(server, store, tmp_path, note):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/best.pt.part").write_bytes(b"x" * 100)
     (tmp_path / "out/best.pt.part.json").write_text(note)
@@ -145,7 +145,7 @@ def test_download_never_mixes_old_and_new_object(server, store, tmp_path):
     assert fetched(store, tmp_path, on_bytes=replace_once) == b"b" * 2_000_000
 
 
-def test_download_never_mixes_objects_without_checksum(server, store, tmp_path):
+def test_download_never_mixes_old_and_new_object_without_checksum(server, store, tmp_path):
     def put(letter: bytes) -> None:
         server.put(REF.bucket, REF.key, letter * 2_000_000)
         stored = server.objects["data"][REF.key]
@@ -172,7 +172,7 @@ def test_etag_that_is_not_a_checksum_is_not_compared(server, store, tmp_path):
     assert fetched(store, tmp_path, expected=store.stat(REF)) == b"content"
 
 
-def test_unsynced_bytes_without_checksum_are_dropped(server, store, tmp_path):
+def test_unsynced_bytes_without_checksum_are_discarded(server, store, tmp_path):
     content = os.urandom(9 * MIB)
     server.put(REF.bucket, REF.key, content)
     stored = server.objects["data"][REF.key]
@@ -200,7 +200,7 @@ def test_download_of_killed_process_is_resumed(server, store, tmp_path):
     assert server.sent - before == len(content) - kept
 
 
-def test_full_disk_error_names_file_and_no_file_remains(server, store, tmp_path):
+def test_error_of_failed_write_names_file_and_no_file_remains(server, store, tmp_path):
     server.put(REF.bucket, REF.key, os.urandom(9 * MIB))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))

@@ -44,7 +44,7 @@ def test_failed_page_is_requested_again(server, store, kind, details):
 
 
 @pytest.mark.parametrize("v2", [True, False])
-def test_permanently_failing_page_is_an_error(server, store, v2):
+def test_permanently_failing_page_raises_unavailable(server, store, v2):
     server.v2 = v2
     fill(server, 2200)
     listing = store.list(ObjectRef(bucket="data", key="set"))
@@ -54,7 +54,7 @@ def test_permanently_failing_page_is_an_error(server, store, v2):
         list(listing)
 
 
-def test_listing_without_cursor_is_an_error(server, store):
+def test_invalid_page_raises_unavailable(server, store):
     fill(server, 3)
     for page in (
         {"hasNext": True, "objects": []},
@@ -68,7 +68,7 @@ def test_listing_without_cursor_is_an_error(server, store):
         server.faults.clear()
 
 
-def test_object_listed_without_size_is_requested(server, store):
+def test_size_that_is_missing_in_listing_is_requested(server, store):
     server.put("data", "set/a", b"12345")
     entry = {"name": "set/a", "id": "1", "metadata": None}
     body = json.dumps({"hasNext": False, "objects": [entry]}).encode()

@@ -1,4 +1,4 @@
-"""Rejected uploads, content types and memory of uploads to the Supabase store."""
+"""Uploads to the Supabase store: rejections, content types and memory use."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_every_kind_of_artifact_has_its_content_type(server, store, tmp_path, na
     assert server.objects["data"][name].mime == mime
 
 
-def test_requested_content_type_is_used_on_both_routes(server, store, tmp_path):
+def test_requested_content_type_is_used_for_small_and_large_uploads(server, store, tmp_path):
     for size in (10, 7 * MIB):
         path, _ = source_file(tmp_path, size)
         store.upload(path, REF, StopSignal(), content_type="image/png")

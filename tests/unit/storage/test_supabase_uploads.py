@@ -126,7 +126,7 @@ def test_new_file_at_same_path_is_not_appended_to_partial_upload(server, store, 
     assert server.get("data", REF.key) == content
 
 
-def test_upload_with_progress_survives_any_number_of_interruptions(server, store, tmp_path):
+def test_upload_survives_12_interruptions_if_each_try_sends_bytes(server, store, tmp_path):
     path, content = source_file(tmp_path, 13 * MIB)
     server.fault("cut_request", on="PATCH", after=MIB, times=12)
     store.upload(path, REF, StopSignal())
@@ -134,8 +134,8 @@ def test_upload_with_progress_survives_any_number_of_interruptions(server, store
     assert server.received == len(content)
 
 
-def test_upload_succeeds_if_notes_cannot_be_written(server, make_store, tmp_path):
-    """The folder of the notes is created when the first note is written, not at the start."""
+def test_upload_succeeds_if_its_note_cannot_be_written(server, make_store, tmp_path):
+    """A note is the file with the id of an unfinished upload. Its folder is created with the first note."""
     (tmp_path / "file").touch()
     store = make_store(notes=tmp_path / "file" / "notes")
     store.tidy()
@@ -148,7 +148,7 @@ def test_upload_succeeds_if_notes_cannot_be_written(server, make_store, tmp_path
     assert server.received == len(content), "a byte was sent twice"
 
 
-def test_old_notes_are_deleted(make_store, tmp_path):
+def test_old_notes_of_uploads_are_deleted(make_store, tmp_path):
     notes = tmp_path / "notes"
     notes.mkdir()
     for name, age in (("old.json", 72), ("new.json", 1)):

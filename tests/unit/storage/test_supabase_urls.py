@@ -12,7 +12,7 @@ from trainer.core.stop import StopSignal
 
 
 @pytest.mark.parametrize("key", ["a.txt", "a b&c+d?e=f;g,h'(i)@j:k!.txt", "100/x/ "])
-def test_url_of_any_bucket_and_name_returns_object(server, store, tmp_path, key):
+def test_url_returns_object_of_public_and_private_bucket(server, store, tmp_path, key):
     (tmp_path / "a").write_bytes(b"hello")
     for bucket, route in (("open", "/object/public/"), ("data", "/object/sign/")):
         stored = store.upload(tmp_path / "a", ObjectRef(bucket=bucket, key=key), StopSignal())

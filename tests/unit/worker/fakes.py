@@ -44,7 +44,7 @@ class FakeWeights:
 class FakeTrainer:
     """Trains for `epochs` epochs without delay.
 
-    `during` is called in each epoch. This function can raise an error, set a stop, or wait for `stop`.
+    `during` is called in each epoch. This function can raise an error, set a stop signal, or wait for `stop`.
     """
 
     def __init__(self, epochs: int = 3):

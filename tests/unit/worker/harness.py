@@ -147,7 +147,7 @@ class WorkerFixture:
             db.execute("delete from training_runs where id = ?", [run_id])
 
     def forget_epochs(self, run_id, *, after):
-        """Delete the events of later epochs, as if the service was killed before it reported these events."""
+        """Delete the epoch events after epoch `after`, as if the service was killed before it reported them."""
         with self._database() as db:
             db.execute(
                 "delete from training_run_events where kind = 'epoch' and json_extract(data, '$.epoch') > ?", [after]

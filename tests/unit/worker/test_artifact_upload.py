@@ -150,7 +150,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_weights_with_other_checksum_are_not_published(store, run_dir, name, damage):
+def test_missing_or_changed_weights_are_not_published(store, run_dir, name, damage):
     finished, watched = finished_with(run_dir), Watched(store)
     DAMAGES[damage](run_dir / "weights" / name)
 
@@ -168,7 +168,7 @@ def test_weights_that_change_during_upload_are_rejected(store, run_dir):
         published(watched, run_dir, finished=finished)
 
 
-def test_other_file_cannot_take_name_of_weights(store, run_dir):
+def test_file_with_name_of_weights_does_not_replace_weights(store, run_dir):
     finished = finished_with(run_dir)
     (run_dir / "best.pt").write_text("another")
 

@@ -1,4 +1,4 @@
-"""Delayed and repeated claims."""
+"""Claims of the worker during outages, errors and slow tasks of the service."""
 
 import threading
 import time
@@ -39,7 +39,7 @@ def test_service_survives_outage_at_start(worker, queue):
         wait_for(lambda: worker.row(run_id)["status"] == "completed")
 
 
-def test_nothing_is_claimed_until_access_is_correct(worker, queue):
+def test_no_run_is_claimed_until_the_queue_check_passes(worker, queue):
     """Example: a migration is missing, and the operator applies it while the service waits."""
     worker.enqueue()
     fail = raising(Misconfigured("apply the migrations"), Misconfigured("apply the migrations"))
@@ -78,7 +78,7 @@ def test_claim_after_unexpected_error_has_new_claim_id(worker, queue):
     assert queue.claims[0] != queue.claims[1]
 
 
-def test_unexpected_errors_of_claims_back_off(worker, queue, monkeypatch):
+def test_claim_loop_continues_after_5000_failed_claims(worker, queue, monkeypatch):
     monkeypatch.setattr(claiming_module, "LONGEST_WAIT", 0.01)
     asked = []
 
@@ -114,7 +114,7 @@ def test_rejected_outcome_does_not_delay_other_runs(worker, queue, monkeypatch):
     assert list(worker.folders.journals.iterdir()) == [journal.path]
 
 
-def test_nothing_is_claimed_without_free_slot(worker, queue):
+def test_no_run_is_claimed_without_free_slot(worker, queue):
     holding = threading.Event()
     worker.trainer.during = lambda epoch: holding.wait(30)
     worker.enqueue()
@@ -138,7 +138,7 @@ def test_hanging_housekeeping_does_not_delay_claims(worker, queue, monkeypatch):
     hangs.set()
 
 
-def test_claimed_run_is_executed_when_status_cannot_be_reported(worker, queue):
+def test_claimed_run_is_executed_if_service_manager_is_unreachable(worker, queue):
     class Gone(Manager):
         def ready_and(self, status):
             raise FileNotFoundError("no such socket")
@@ -150,7 +150,7 @@ def test_claimed_run_is_executed_when_status_cannot_be_reported(worker, queue):
     assert worker.row(run_id)["attempt"] == 1
 
 
-def test_failing_orphan_delivery_does_not_stop_claims(worker, queue):
+def test_failing_crash_recovery_does_not_stop_claims(worker, queue):
     class Broken:
         def run(self, stop):
             raise RuntimeError("bug")

@@ -1,4 +1,4 @@
-"""The daemon: queued runs, errors of the service, shutdown."""
+"""The main loop of the worker (`Daemon`): queued runs, errors of the service, shutdown."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ def test_queued_runs_are_executed_in_turn(worker, queue):
         wait_for(lambda: all(worker.row(run)["status"] == "completed" for run in runs))
 
 
-def test_bug_in_one_run_does_not_stop_daemon(worker, queue):
+def test_bug_in_one_run_does_not_stop_other_runs(worker, queue):
     first = worker.enqueue()
     second = worker.enqueue()
     execution = worker.execution(reporter=Buggy("started", first))
@@ -50,7 +50,7 @@ class Buggy:
         return report
 
 
-def test_model_is_delivered_after_bug_in_delivery(worker, queue):
+def test_outcome_is_delivered_after_bug_in_delivery(worker, queue):
     """The outcome is in the journal, so the run is not requeued and no event is lost."""
     run_id = worker.enqueue()
     fail = raising(KeyError("bug"), Unavailable("down"))
@@ -70,7 +70,7 @@ def test_model_is_delivered_after_bug_in_delivery(worker, queue):
     assert not list(worker.folders.journals.iterdir())
 
 
-def test_bug_after_outcome_does_not_lose_model(worker, queue):
+def test_bug_in_reporter_does_not_change_delivered_outcome(worker, queue):
     run_id = worker.enqueue()
     execution = worker.execution(queue=queue, reporter=Buggy("ended"))
 
@@ -82,7 +82,7 @@ def test_bug_after_outcome_does_not_lose_model(worker, queue):
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), RecursionError(), OSError(5, "I/O error")])
-def test_cleanup_error_after_run_is_not_counted_as_failure(worker, queue, error, monkeypatch):
+def test_cleanup_error_after_run_is_not_counted_as_host_failure(worker, queue, error, monkeypatch):
     """Otherwise, two of these errors would make the host unhealthy, and it would not claim a third run."""
 
     def fail(*_):
@@ -165,7 +165,7 @@ def test_no_run_is_claimed_during_shutdown_when_slot_becomes_free(worker, queue)
     assert worker.row(waiting)["attempt"] == 0
 
 
-def test_run_exceeding_drain_time_is_reported(worker, queue):
+def test_daemon_returns_false_if_a_run_exceeds_drain_time(worker, queue):
     worker.enqueue()
     holding = threading.Event()
 

@@ -44,8 +44,8 @@ def test_damaged_model_is_not_published_and_training_resumes(worker, name, damag
     assert name in message or "not in the run's folder" in message
 
 
-def test_pipe_in_place_of_empty_model_does_not_block_the_slot(tmp_path):
-    """The training process chooses path, size and type of the file. Opening a pipe blocks until a writer opens it."""
+def test_pipe_in_place_of_model_is_reported_without_opening_it(tmp_path):
+    """The training process chooses path, size and type of the file. Opening a pipe waits for a writer."""
     os.mkfifo(tmp_path / "best.pt")
     pipe = WeightsFile(path=str(tmp_path / "best.pt"), sha256=hashlib.sha256().hexdigest(), bytes=0)
     damages = []

@@ -32,7 +32,7 @@ def test_run_completes_with_results(worker):
     assert row["error_message"] is None
 
 
-def test_row_names_artifacts_with_correct_checksums(worker, tmp_path):
+def test_row_has_path_checksum_and_size_of_each_artifact(worker, tmp_path):
     run_id = worker.enqueue()
     worker.work()
     row = worker.row(run_id)
@@ -73,7 +73,7 @@ def test_events_are_stored_once_and_in_order(worker):
     assert [event.seq for event in worker.queue.events(run_id)] == list(range(1, len(kinds) + 1))
 
 
-def test_invalid_request_fails_with_every_problem(worker):
+def test_error_of_invalid_request_lists_every_problem(worker):
     run_id = worker.enqueue({"epochs": 0, "batch": "many"})
 
     worker.work()

@@ -12,7 +12,7 @@ from trainer.core.stop import StopReason
 # ── bugs of the service ──
 
 
-def test_bug_in_attempt_writes_outcome_to_journal(worker):
+def test_bug_in_attempt_requeues_run_and_keeps_events_and_artifacts(worker):
     run_id = worker.enqueue()
     worker.fail_in(3, KeyError("bug"))
 

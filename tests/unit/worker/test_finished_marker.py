@@ -27,7 +27,7 @@ def test_weights_are_on_disk_before_marker_exists(tmp_path, monkeypatch):
     assert folder.finished_marker.exists()
 
 
-def test_epochs_of_run_with_split_by_name_are_read(tmp_path):
+def test_epochs_are_read_if_the_split_lists_file_names(tmp_path):
     """A recorded plan has a digest of the split instead of the file names."""
     configuration = {"epochs": 2, "split": {"splits": {"a.jpg": "train", "b.jpg": "val"}}}
     plan = plan_of(RunRequest(data_yaml="/data/x", configuration=configuration))

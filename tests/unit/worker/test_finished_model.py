@@ -191,7 +191,7 @@ def test_finished_model_is_published_only_if_row_requests_same_training(worker, 
 
 
 def test_finished_model_of_other_version_is_published(worker):
-    """Other versions have other warnings and another order of settings, and can record default values."""
+    """Another version can record other warnings, the settings in another order, and default values."""
     run_id, run_dir = interrupted_upload(worker)
     marker = json.loads((run_dir / ".finished.json").read_text())
     plan = marker["report"]["plan"]

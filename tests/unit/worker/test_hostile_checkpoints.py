@@ -44,14 +44,14 @@ def test_checkpoint_that_is_not_a_regular_file_is_skipped(host, which, how):
     assert host.found().path == usable
 
 
-def bomb(path):
+def large_metadata(path):
     """Write valid metadata that is larger than the read limit."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", "x")
         archive.writestr("archive/run/checkpoint.json", json.dumps({"pad": " " * 2**21, "setup": OTHER.as_json()}))
 
 
-def crowd(path):
+def large_directory(path):
     """Write valid metadata into an archive with a directory of more than 8 MiB."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/run/checkpoint.json", json.dumps({"setup": OTHER.as_json()}))
@@ -66,7 +66,7 @@ def directory_elsewhere(path):
     path.write_bytes(content[:-22] + b"PK\6\7" + b"\0" * 16 + content[-22:])
 
 
-def truncated(path):
+def damaged(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/run/checkpoint.json", json.dumps({"setup": OTHER.as_json()}))
     content = path.read_bytes()
@@ -74,9 +74,10 @@ def truncated(path):
 
 
 @pytest.mark.parametrize(
-    "make", [bomb, crowd, directory_elsewhere, truncated, lambda path: path.write_bytes(b"no archive")]
+    "make",
+    [large_metadata, large_directory, directory_elsewhere, damaged, lambda path: path.write_bytes(b"no archive")],
 )
-def test_archive_beyond_limits_has_no_metadata(host, make):
+def test_metadata_of_damaged_or_too_large_archive_is_ignored(host, make):
     path = host.keep(host.first, 9)
     make(path)
     host.note(path, 9)

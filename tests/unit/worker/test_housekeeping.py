@@ -43,7 +43,7 @@ def test_old_run_folders_and_views_are_removed(folders):
 
 
 @pytest.mark.parametrize("journal", ["a.1.jsonl", "a.2.jsonl"])
-def test_run_with_a_journal_is_in_use(folders, journal):
+def test_folder_of_run_with_journal_is_kept(folders, journal):
     run = folders.folder(job(attempt=2)).path
     run.mkdir(parents=True)
     (folders.journals / journal).touch()
@@ -64,7 +64,7 @@ def test_journal_of_another_run_does_not_keep_run_folder(folders):
     assert not run.exists()
 
 
-def test_folders_of_all_attempts_are_in_use_during_run(folders):
+def test_run_folders_of_all_attempts_are_kept_during_run(folders):
     used = [folders.folder(job()).path, folders.folder(job(attempt=3)).path, folders.view(job(attempt=3))]
     dead = folders.view(job())
     for folder in [*used, dead]:

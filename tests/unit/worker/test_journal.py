@@ -21,7 +21,7 @@ def left(folder):
     return list(orphaned_journals(folder, "w", 60))
 
 
-def test_events_wait_until_they_are_delivered(tmp_path):
+def test_events_are_pending_until_they_are_delivered(tmp_path):
     journal = Journal.create(tmp_path, lease())
     for number in range(5):
         journal.record("epoch", {"epoch": number})
@@ -136,7 +136,7 @@ os._exit(9)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_full_disk_does_not_fail_run(tmp_path):
+def test_journal_on_full_disk_raises_no_error(tmp_path):
     journal = Journal(open("/dev/full", "ab", buffering=0), tmp_path / "gone", lease())
 
     journal.record("epoch", {"epoch": 1})

@@ -36,7 +36,7 @@ def test_run_taken_over_by_other_worker_is_not_changed(worker):
 
 
 def test_lease_starts_when_heartbeat_is_sent(worker, tmp_path, monkeypatch):
-    """F4 F7: the answer was slow. The lease starts when the database receives the request."""
+    """F4 F7: the answer is slow. The worker counts the lease from the time at which it sent the heartbeat."""
     now, heartbeats, confirming = 1000.0, [], threading.Event()
     monkeypatch.setattr(lease_module, "boottime", lambda: now)
 
@@ -66,7 +66,7 @@ def test_lease_starts_when_heartbeat_is_sent(worker, tmp_path, monkeypatch):
 
 
 def test_lease_is_renewed_until_outcome_is_delivered(worker):
-    """The last call can fail for longer than a lease. Meanwhile, other workers must not claim the run."""
+    """The delivery can fail for longer than a lease lasts. Meanwhile, other workers must not claim the run."""
     expires_first = []
     run_id = worker.enqueue()
 

@@ -12,8 +12,6 @@ from trainer.storage.keys import escaped_key
 from trainer.worker import artifact_upload
 from trainer.worker.artifact_upload import ArtifactUpload
 
-# ── a model does not wait for other artifacts ──
-
 
 def left_out(events):
     return [event.message for event in events if isinstance(event, Warned) and event.code == "artifact_left_out"]
@@ -64,7 +62,7 @@ def test_weights_and_files_with_temporary_errors_are_not_left_out(store, run_dir
         published(watched, run_dir, finished=finished_with(run_dir) if has_ended else None)
 
 
-def test_file_is_not_left_out_when_store_accepts_it(store, run_dir, monkeypatch):
+def test_file_is_not_left_out_if_store_accepts_it_later(store, run_dir, monkeypatch):
     """The store rejects every file at first. A file that is uploaded later is not reported as left out."""
     monkeypatch.setattr(artifact_upload, "LEFT_OUT_AFTER", 0.0)
     events, finished = [], finished_with(run_dir)

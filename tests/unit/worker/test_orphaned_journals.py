@@ -1,4 +1,4 @@
-"""Journals of other processes: damaged journals are set aside, locked journals are skipped, others are delivered."""
+"""Journals of other processes: damaged journals are renamed, unusable entries are skipped, others are delivered."""
 
 import json
 import os
@@ -28,7 +28,7 @@ OUTCOME = {"outcome": {"kind": "failed", "message": "no labels", "results": {}}}
 
 
 class Answers:
-    """A queue that records the calls of `finish` and raises `refusals`."""
+    """A queue that records the calls of `finish`. `refusals` are pairs of a run ID and the error for this run."""
 
     def __init__(self, *refusals):
         self.refusals = list(refusals)
@@ -110,14 +110,14 @@ READABLE = {
         ],
         [1],
     ),
-    "a garbled line": ([LEASE, EVENT, b"\xff\xff\xff", b"{" * 100_000, OUTCOME], [1]),
+    "damaged lines": ([LEASE, EVENT, b"\xff\xff\xff", b"{" * 100_000, OUTCOME], [1]),
     "a confirmation with a wrong type": ([LEASE, EVENT, {"delivered": "all"}, OUTCOME], [1]),
     "all events confirmed": ([LEASE, EVENT, {"delivered": 1}, OUTCOME], []),
 }
 
 
 @pytest.mark.parametrize("lines", DAMAGED.values(), ids=DAMAGED)
-def test_damaged_journal_is_set_aside_and_others_are_delivered(tmp_path, lines):
+def test_damaged_journal_is_renamed_and_others_are_delivered(tmp_path, lines):
     leave(tmp_path, "run-1", Failed(message="first"))
     write(tmp_path, "run-5.1", *lines)
     leave(tmp_path, "run-9", Completed(results={}, trained_model_url=None))
@@ -132,7 +132,7 @@ def test_damaged_journal_is_set_aside_and_others_are_delivered(tmp_path, lines):
 
 
 @pytest.mark.parametrize(("lines", "events"), READABLE.values(), ids=READABLE)
-def test_journal_of_other_version_is_delivered_as_far_as_readable(tmp_path, lines, events):
+def test_outcome_and_readable_events_of_journal_are_delivered(tmp_path, lines, events):
     write(tmp_path, "run-5.1", *lines)
     queue = Answers()
 
@@ -142,7 +142,7 @@ def test_journal_of_other_version_is_delivered_as_far_as_readable(tmp_path, line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_huge_journal_is_set_aside_without_reading_it(tmp_path):
+def test_huge_journal_is_renamed_without_reading_it(tmp_path):
     with (tmp_path / "run-5.1.jsonl").open("wb") as file:
         file.truncate(LARGEST + 1)
     leave(tmp_path, "run-9")
@@ -262,7 +262,7 @@ def test_rejected_outcome_is_delivered_when_queue_accepts_it(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_journal_that_raises_unexpected_error_is_set_aside(tmp_path):
+def test_journal_is_renamed_if_its_delivery_raises_unexpected_error(tmp_path):
     for run_id in ("run-1", "run-9"):
         leave(tmp_path, run_id)
     queue = Answers(("run-1", TypeError("a bug")))

@@ -163,10 +163,10 @@ def test_run_of_killed_process_is_requeued_while_store_fails(worker, error, canc
     assert not list(worker.folders.journals.iterdir())
 
 
-def test_known_outcomes_do_not_wait_for_recoveries(worker):
+def test_outcomes_in_journals_do_not_wait_for_recoveries(worker):
     worker.enqueue(), worker.enqueue()
     leases = [worker.claim(CLAIM), worker.claim("33333333-3333-4333-8333-333333333333")]
-    # the runs have the order of the names of their journals
+    # the journal of `orphan` has the first name, so it is read first
     orphan, decided = sorted(leases, key=lambda lease: lease.job.id)
     first, second = orphan.job.id, decided.job.id
     killed(worker, orphan)
@@ -224,7 +224,7 @@ def test_leases_of_all_runs_are_renewed_while_one_run_uploads(worker):
     assert [worker.artifacts(run_id).keys() for run_id in runs] == [TRAINED] * 3
 
 
-def test_known_outcome_is_retried_while_other_run_uploads(worker):
+def test_delivery_of_outcome_is_retried_while_other_run_uploads(worker):
     runs = claimed_and_killed(worker, 2)
     journal = next(orphaned_journals(worker.folders.journals, "w", 60))
     decided = journal.lease.job.id

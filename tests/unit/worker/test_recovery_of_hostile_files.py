@@ -1,4 +1,4 @@
-"""Recovery publishes only files of the run, within its time and size limits."""
+"""The recovery of a run publishes only files of this run, within limits of time and size."""
 
 import os
 import time

@@ -109,7 +109,7 @@ def test_training_starts_from_scratch_without_intact_checkpoint(host):
     assert host.codes == ["checkpoint_broken", "no_checkpoint"]
 
 
-def test_attempt_waits_for_bucket_only_if_newest_checkpoint_is_there(host):
+def test_unavailable_bucket_is_an_error_if_it_has_the_newest_checkpoint(host):
     host.keep(host.first, 4)
     host.upload(6)
 
@@ -124,7 +124,7 @@ def test_attempt_waits_for_bucket_only_if_newest_checkpoint_is_there(host):
 
 
 @pytest.mark.parametrize("answer", ["404", "a login page"])
-def test_single_404_does_not_discard_checkpoint(host, answer):
+def test_checkpoint_is_downloaded_after_one_404_or_login_page(host, answer):
     host.upload(6)
     download, asked = host.store.download, []
 

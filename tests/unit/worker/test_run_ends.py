@@ -1,4 +1,4 @@
-"""The end of an attempt, as its caller and its reporters receive it."""
+"""The end of an attempt: the return value of the execution, and the report to reporters."""
 
 import threading
 
@@ -16,7 +16,7 @@ def fail(epoch):
     raise MachineFailed("The disk is full.")
 
 
-def test_execution_returns_what_its_reporter_receives(worker):
+def test_execution_returns_the_end_that_its_reporter_receives(worker):
     worker.enqueue()
 
     end = worker.work()
@@ -137,8 +137,8 @@ def test_running_checkpoint_upload_does_not_hold_the_slot(worker, error):
     assert any("checkpoints" in key for key in uploaded), "the upload is complete before the run ends"
 
 
-def test_finished_training_is_marked_during_checkpoint_upload(worker):
-    """A process that is killed during the upload then loses no epoch."""
+def test_finished_marker_is_written_before_checkpoint_upload_ends(worker):
+    """If the process is killed during the upload, the finished model is not lost."""
     worker.checkpoint_seconds = 0.01
     worker.enqueue()
     lease, started, is_marked = worker.claim(), threading.Event(), []

@@ -36,7 +36,7 @@ def disk(monkeypatch, *, free=10**12, files=10**6, inodes=10**6):
     monkeypatch.setattr(module.os, "statvfs", lambda _: Statvfs(free // 4096, 4096, files, inodes))
 
 
-def test_healthy_folder_is_created_and_left_empty(place):
+def test_missing_folder_is_created_and_left_empty(place):
     assert SelfTest([place])() is None
     assert list(place.folder.iterdir()) == []
 
@@ -97,7 +97,7 @@ def test_disk_that_returns_other_content_is_reported(place, monkeypatch):
     assert "the content read differs from the content written" in SelfTest([place])()
 
 
-def test_first_problem_is_reported_and_gpus_are_last(tmp_path, monkeypatch):
+def test_first_problem_is_reported_and_gpus_are_tested_last(tmp_path, monkeypatch):
     places = [Place(setting=name, folder=tmp_path / name) for name in ("TRAINER_HOME", "RUNS_DIR")]
     assert SelfTest(places, lambda: "The GPU is gone.")() == "The GPU is gone."
     (tmp_path / "RUNS_DIR").rmdir()

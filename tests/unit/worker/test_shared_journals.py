@@ -6,8 +6,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 
-# ── a second service on the same TRAINER_HOME ──
-
 WRITER = """
 import sys
 from pathlib import Path
@@ -16,7 +14,7 @@ from trainer.worker.journal import Journal
 for number in range(200):
     journal = Journal.create(Path(sys.argv[1]), lease(f"run-{sys.argv[2]}-{number}"))
     journal.record("epoch", {"epoch": 1})
-    assert journal.path.exists(), "moved while it was live"
+    assert journal.path.exists(), "renamed while its process was running"
     journal.discard()
 """
 
@@ -35,7 +33,7 @@ print(taken)
 """
 
 
-def test_locked_journals_are_not_moved_by_second_service(tmp_path):
+def test_locked_journals_are_not_read_or_renamed_by_second_service(tmp_path):
     folder, over = tmp_path / "journals", tmp_path / "over"
     folder.mkdir()
 

@@ -33,7 +33,7 @@ def test_slots_of_run_are_on_different_gpus():
     assert slots.acquire(3).gpus == (0, 1)
 
 
-def test_gpu_with_most_free_slots_is_first():
+def test_gpu_with_most_free_slots_is_acquired_first():
     slots = Slots([0, 0, 1, 1])
 
     assert [slots.acquire(1).gpus for _ in range(4)] == [(0,), (1,), (0,), (1,)]

@@ -1,4 +1,4 @@
-"""The artifacts of an attempt that is not the last attempt of its run."""
+"""The artifacts of attempts that are interrupted or retried."""
 
 import time
 
@@ -11,9 +11,6 @@ from trainer.core.errors import MachineFailed, RunFailed, Unavailable
 from trainer.core.stop import StopReason
 
 TRAINED = {"last.pt", "run.log", "manifest.json"}
-
-
-# ── artifacts of retried and interrupted attempts ──
 
 
 @pytest.mark.parametrize("error", [MachineFailed("killed"), OSError(28, "No space left"), Unavailable("down")])
@@ -65,7 +62,7 @@ def test_retry_of_canceling_run_lists_artifacts(worker):
     assert worker.artifacts(run_id).keys() >= TRAINED
 
 
-def test_unavailable_store_is_tried_once_before_retry(worker):
+def test_unavailable_store_is_tried_once_before_requeue(worker):
     run_id = worker.enqueue()
     worker.fail_in(3, MachineFailed("killed"))
     store = Down(worker)
@@ -78,7 +75,7 @@ def test_unavailable_store_is_tried_once_before_retry(worker):
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_unresponsive_store_delays_requeue_at_most_by_upload_time(worker, interrupted):
+def test_unresponsive_store_delays_requeue_at_most_by_drain_time(worker, interrupted):
     worker.drain_seconds = 0.3
     run_id = worker.enqueue()
 
@@ -194,7 +191,7 @@ def published(worker, run_id):
     return {info.ref.key: info.etag for info in listed if "checkpoint" not in info.ref.key}
 
 
-def test_next_attempt_has_its_own_prefix(worker):
+def test_next_attempt_publishes_under_its_own_prefix(worker):
     run_id = worker.enqueue()
     worker.fail_in(3, MachineFailed("killed"))
     worker.work()

@@ -150,7 +150,7 @@ def test_active_run_without_journal_is_skipped(worker, bucket):
         "",
     ],
 )
-def test_other_keys_are_never_deleted(worker, bucket, key):
+def test_objects_that_are_not_checkpoints_of_the_run_are_never_deleted(worker, bucket, key):
     """A row can name any key, and another program can have written the list."""
     deleted = []
     worker.store.delete = lambda ref: deleted.append(ref.key)
