@@ -1,4 +1,4 @@
-"""The progress of a row, computed from events."""
+"""The progress of a run, computed from events."""
 
 import pytest
 

@@ -189,7 +189,7 @@ def test_each_call_has_its_own_time_limit(dripping):
 
 
 def test_call_to_host_with_many_unresponsive_addresses_ends_in_time(monkeypatch):
-    """One address can take the connect timeout. All addresses together can take the time limit of the call."""
+    """The connect timeout limits the wait for each address, and the time limit of the call limits all waits."""
     blocked = socket.create_server(("0.0.0.0", 0), backlog=0)
     port = blocked.getsockname()[1]
     fillers = [socket.socket() for _ in range(4)]

@@ -14,7 +14,7 @@ from trainer.remote.download import download
 
 @contextmanager
 def answering(reply: bytes, *, hold: float = 0.0):
-    """Run a server that sends `reply` to one connection. It closes the connection after `hold` seconds or the block."""
+    """Run a server that sends `reply` to one connection and closes it after `hold` seconds or when the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
     released = threading.Event()
 

@@ -1,4 +1,4 @@
-"""TLS connects to a checked address, but uses the host name of the URL for the certificate."""
+"""A TLS connection goes to the checked address, but the certificate must match the host name of the URL."""
 
 import datetime as dt
 import os

@@ -26,7 +26,7 @@ def batch(number):
 
 
 class Recorder:
-    """Records its calls. `before` is called first and can sleep, raise or block."""
+    """A reporter that records its calls. `before` is called first and can sleep, raise or block."""
 
     def __init__(self, before=lambda call: None):
         self.before = before

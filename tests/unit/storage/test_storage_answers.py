@@ -1,4 +1,4 @@
-"""An invalid answer with status 200 raises `Unavailable` with a reason, and is not cached."""
+"""Invalid answers of the Storage API become errors with a reason, and are not cached."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_login_page_for_every_route_is_reported_and_stores_nothing(server, store
 
 
 def test_login_page_does_not_count_as_upload_to_public_bucket(server, store, upload):
-    """A public URL needs no request. Only the answer to the upload shows that the object was not stored."""
+    """A public URL is built without a request. Only the answer to the upload shows that the object was not stored."""
     server.buckets["data"].public = True
     upload()
     server.objects["data"].clear()
@@ -215,7 +215,7 @@ def test_web_page_with_404_does_not_make_public_bucket_private(server, store, up
 
 
 def test_offset_beyond_sent_bytes_is_rejected(server, store, upload):
-    """An upload with an offset beyond the end would stop without storing the object."""
+    """If the store accepted an offset beyond the end, the upload would stop before the object is stored."""
     server.fault("status", on="PATCH /upload", status=204, headers={"Upload-Offset": str(10**12)}, body=b"", times=2)
 
     with pytest.raises(Unavailable, match="at most"):

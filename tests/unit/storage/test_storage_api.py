@@ -98,7 +98,7 @@ def test_retry_after_is_passed_on(api, value, seconds):
 
 
 def test_every_error_of_httpx_becomes_trainer_error(api):
-    bugs = {httpx.HTTPStatusError}  # only `raise_for_status` raises this error, and it is not called
+    bugs = {httpx.HTTPStatusError}  # only `raise_for_status` raises this error, and the service does not call it
     kinds = [kind for _, kind in inspect.getmembers(httpx, inspect.isclass) if issubclass(kind, httpx.HTTPError)]
     assert len(kinds) > 15
     for kind in [*kinds, httpx.InvalidURL]:

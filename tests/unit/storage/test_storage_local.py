@@ -1,4 +1,4 @@
-"""Faults that only the local store can have."""
+"""The local store: bucket names, links, edited objects, failed writes and temporary files."""
 
 from __future__ import annotations
 

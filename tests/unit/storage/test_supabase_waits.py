@@ -48,7 +48,7 @@ def test_stop_ends_wait_between_two_tries(server, make_store, tmp_path):
     timer.join()
 
 
-def test_silent_server_times_out_after_read_limit(server, make_store, tmp_path):
+def test_request_to_silent_server_times_out_after_read_limit(server, make_store, tmp_path):
     store = make_store(times=HttpTimes(read=0.3), policy=RetryPolicy(tries=2, first_wait=0.01))
     server.put(REF.bucket, REF.key, b"x")
     server.fault("delay", seconds=30, times=9, on=DOWNLOAD)

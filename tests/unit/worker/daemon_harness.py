@@ -17,7 +17,7 @@ from trainer.worker.recovery import OrphanDelivery
 
 
 class RecordingQueue:
-    """The queue of `worker`. It records claim ids and calls `before` and `after` around each claim."""
+    """The queue of `worker`. It records claim IDs and calls `before` and `after` around each claim."""
 
     def __init__(self, worker):
         self.worker = worker

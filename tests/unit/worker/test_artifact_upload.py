@@ -120,7 +120,7 @@ def test_changed_file_is_sent_again(store, run_dir):
 
 
 def test_object_missing_in_bucket_is_sent_again(store, run_dir):
-    """The bucket was deleted and recreated during the upload."""
+    """Example: the bucket is deleted and recreated during the upload."""
     watched = Watched(store)
     uploader = ArtifactUpload(watched, "b", JOB)
 

@@ -68,7 +68,7 @@ def test_unexpected_error_of_claim_does_not_stop_claims(worker, queue, error):
 
 
 def test_claim_after_unexpected_error_has_new_claim_id(worker, queue):
-    """A claim with the same id would renew the lease. The lease must expire, so that the attempt counts as lost."""
+    """The same claim ID would renew the lease. The lease must expire, so that the attempt counts as lost."""
     worker.enqueue()
     queue.after = raising(AttributeError("row"))
 

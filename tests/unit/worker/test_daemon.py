@@ -97,7 +97,7 @@ def test_cleanup_error_after_run_is_not_counted_as_host_failure(worker, queue, e
     assert worker.health.problem is None
 
 
-def test_run_without_thread_is_requeued_and_frees_its_slot(worker, queue, monkeypatch):
+def test_run_whose_thread_cannot_start_is_requeued_and_frees_its_slot(worker, queue, monkeypatch):
     run_id = worker.enqueue()
     start = threading.Thread.start
     fail = raising(RuntimeError("can't start new thread"))
@@ -116,7 +116,7 @@ def test_run_without_thread_is_requeued_and_frees_its_slot(worker, queue, monkey
     assert not list(worker.folders.journals.iterdir())
 
 
-def test_run_without_thread_is_requeued_by_next_process_during_outage(worker, queue, monkeypatch):
+def test_run_whose_thread_cannot_start_during_outage_is_requeued_by_next_process(worker, queue, monkeypatch):
     run_id = worker.enqueue()
     start = threading.Thread.start
 

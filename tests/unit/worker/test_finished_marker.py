@@ -1,4 +1,4 @@
-"""The marker of a finished training."""
+"""The finished marker: the file that records a finished training, with its weights and its report."""
 
 from trainer.core.events import Finished, WeightsFile
 from trainer.core.job import RunRequest

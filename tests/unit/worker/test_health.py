@@ -1,4 +1,7 @@
-"""An unhealthy host stops claiming runs, and resumes claims when it is healthy. The clock is fake; no test sleeps."""
+"""An unhealthy host stops claiming runs. After a passed self-test, it claims one trial run, which proves that it works.
+
+The clock is fake, so that no test sleeps.
+"""
 
 import threading
 
@@ -168,7 +171,7 @@ def test_inconclusive_trial_run_is_followed_by_another_trial_run(host):
         assert not host.health.awaits_trial
 
 
-def test_failed_trial_stops_claims_immediately(host):
+def test_failed_trial_run_stops_claims_immediately(host):
     host.fails("a")
     host.fails("b")
     host.health.test_again()
@@ -177,7 +180,7 @@ def test_failed_trial_stops_claims_immediately(host):
     assert host.health.problem == str(DRIVER)
 
 
-def test_training_on_other_slot_does_not_end_trial(host):
+def test_training_on_other_slot_does_not_end_trial_run(host):
     """One of two GPUs is broken. A training on the other GPU does not prove that the broken GPU works."""
     host.health.claimed("old")
     host.fails("a")
@@ -201,7 +204,7 @@ def test_self_test_pauses_grow_to_ten_minutes(host):
     assert host.health.problem == FULL
 
 
-def test_failed_trial_lengthens_next_pause(host):
+def test_failed_trial_run_lengthens_next_pause(host):
     host.fails("a")
     host.fails("b")
     pauses = []

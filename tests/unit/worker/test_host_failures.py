@@ -28,7 +28,7 @@ def test_repeated_host_failures_of_one_worker_count_once(worker):
         assert row["error_message"] == "The disk of DATASET_ROOT is broken."
 
 
-def test_run_that_needs_more_space_waits_and_worker_claims_other_runs(worker):
+def test_run_that_needs_more_space_is_requeued_and_host_stays_healthy(worker):
     run_id = worker.enqueue()
     worker.datasets.error = HostUnfit("The disk of DATASET_ROOT is too full.")
 

@@ -26,7 +26,7 @@ def host(tmp_path):
         b"[" * 100_000,
     ],
 )
-def test_invalid_sidecar_is_skipped(host, facts):
+def test_checkpoint_with_invalid_sidecar_is_skipped(host, facts):
     usable = host.keep(host.first, 3)
     host.keep(host.first, 9).with_suffix(".json").write_bytes(facts)
     assert host.found().path == usable

@@ -1,4 +1,4 @@
-"""Cleanup tasks of the host, and the check for free space before a training."""
+"""The chores of a host, which remove old files, and the check for free space before a training."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The content of the journal after a crash."""
+"""The journal of an attempt, and what a new process reads from it after a crash."""
 
 import json
 import os

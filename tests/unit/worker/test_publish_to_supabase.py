@@ -1,4 +1,4 @@
-"""Publishing of finished models to Supabase Storage while its server fails."""
+"""Publishing of finished models to Supabase Storage while the Storage server fails."""
 
 import hashlib
 

@@ -84,7 +84,7 @@ def test_run_canceled_during_recovery_is_canceled(worker):
 
 
 def renewed_leases_of(worker, runs):
-    """Recover `runs`. Each upload waits until the lease of every run is renewed twice."""
+    """Recover `runs`. The first upload of last.pt waits until the lease of every run is renewed twice."""
 
     def leases():
         return [worker.row(run_id)["lease_expires_at"] for run_id in runs]
@@ -247,7 +247,7 @@ def test_delivery_of_outcome_is_retried_while_other_run_uploads(worker):
     assert {worker.row(run_id)["status"] for run_id in runs} == {"failed", "queued"}
 
 
-# ── recoveries that do not end ──
+# ── recoveries that end the service ──
 
 
 def test_recovery_that_kills_service_is_tried_three_times(worker):

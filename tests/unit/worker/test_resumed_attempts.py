@@ -105,7 +105,7 @@ def test_next_attempt_of_finished_training_only_publishes(worker):
 
 @pytest.mark.parametrize("content", ["", '{"best": "weights/be', "[]", "{}"])
 def test_unreadable_finished_marker_is_ignored(worker, content):
-    """F3 F14: after a power cut or a disk error during the write, the run trains again and does not fail."""
+    """F3 F14: after a power cut or a disk error during the write of the marker, the run is trained again."""
     run_id = worker.enqueue()
     lease = worker.claim()
     run_dir = worker.folders.folder(lease.job).path

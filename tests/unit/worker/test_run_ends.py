@@ -94,7 +94,7 @@ def test_outcome_not_delivered_before_shutdown_is_pending(worker):
     assert [end.status for end in worker.reporter.ends] == [None, Status.COMPLETED]
 
 
-def test_reporter_error_ends_run_and_end_is_reported(worker):
+def test_reporter_error_requeues_run_and_end_is_reported(worker):
     worker.enqueue()
 
     class Fails(type(worker.reporter)):

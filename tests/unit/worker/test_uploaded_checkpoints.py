@@ -104,7 +104,7 @@ def test_all_checkpoints_are_deleted_if_row_has_no_checkpoint(worker, bucket, ch
     assert bucket.keys == set()
 
 
-def test_checkpoint_of_failed_run_is_deleted_with_its_run_folder(worker, bucket):
+def test_checkpoint_of_failed_run_is_deleted_after_keep_seconds(worker, bucket):
     key = bucket.checkpoint("r", 1)
     row_of = rows(("status", "failed"), named(key))
 
@@ -178,7 +178,7 @@ def test_deleted_checkpoint_is_not_deleted_again(worker, bucket):
     assert bucket.keys == {key}
 
 
-def test_list_survives_incomplete_line(worker, bucket):
+def test_incomplete_line_in_list_does_not_hide_other_checkpoints(worker, bucket):
     bucket.checkpoint("r", 1)
     path = worker.home / "uploaded" / "r.jsonl"
     path.write_bytes(path.read_bytes() + b'\x00\x00\xff{"buck')
