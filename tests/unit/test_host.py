@@ -31,7 +31,7 @@ def test_slots_share_processors_for_loaders(monkeypatch, cores, usable, slots, l
     assert host.loaders_per_slot(slots) == loaders
 
 
-def test_hardware_has_the_columns_of_the_web_app():
+def test_hardware_has_device_type_ram_and_cpu_model():
     facts = host.hardware()
 
     assert facts["device_type"] in ("cpu", "gpu")

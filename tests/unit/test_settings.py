@@ -57,7 +57,7 @@ def test_backend_is_local_without_supabase_url(environment):
     assert read_settings().uses_supabase
 
 
-def test_key_is_never_shown(environment):
+def test_supabase_key_is_not_in_errors_or_output(environment):
     environment(SUPABASE_URL="https://x.supabase.co", SUPABASE_SERVICE_ROLE_KEY=KEY, SLOTS="-1")
     assert KEY not in complaint()
 

@@ -108,7 +108,7 @@ def test_losses_are_shown_during_validation(progress):
     assert shown(progress)["batch"] == 1
 
 
-def test_completed_run_has_full_progress(progress):
+def test_completed_run_has_100_percent(progress):
     progress.follow(epoch(4))
 
     done = progress.finished()

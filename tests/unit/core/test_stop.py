@@ -45,7 +45,7 @@ def test_stronger_reason_has_priority_in_any_order(first, second, left):
     assert stop.reason is left
 
 
-def test_finish_does_not_stop_the_run():
+def test_finish_request_does_not_stop_the_run():
     stop = StopSignal()
     stop.set(StopReason.FINISH)
 

@@ -102,7 +102,7 @@ def test_rejected_key_error_advises_to_replace_key(code, status):
      ("40001", 400), ("40P01", 400), ("53300", 503), ("08006", 503), ("57P03", 500), (None, 429), (None, 408),
      (None, 500), (None, 502), (None, 503), (None, 504), ("XX000", 500)],
 )  # fmt: skip
-def test_transient_errors_are_unavailable(code, status):
+def test_transient_errors_raise_unavailable(code, status):
     assert isinstance(refused(code, status=status), Unavailable)
 
 
@@ -137,7 +137,7 @@ def test_retry_after_is_passed_on(header, seconds):
     assert error.retry_after == seconds
 
 
-def test_login_page_with_status_200_is_unavailable():
+def test_login_page_with_status_200_raises_unavailable():
     login = httpx.Response(200, html="<html>Please log in</html>")
     with project(lambda _: login) as supabase, pytest.raises(Unavailable, match="SUPABASE_URL"):
         supabase.rows(supabase.table("training_runs").select("*"))

@@ -26,7 +26,7 @@ def test_single_key_is_sent_as_apikey_and_bearer_token(seen):
     assert seen()["authorization"] == "Bearer sb_secret_abc"
 
 
-def test_restricted_role_sends_project_key_to_gateway(seen):
+def test_project_key_is_sent_to_gateway_for_restricted_role(seen):
     with Project(URL, RESTRICTED, apikey=ANON) as project:
         project.call("trainer_schema_version")
         assert project.role == "trainer_worker"

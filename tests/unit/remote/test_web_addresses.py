@@ -38,7 +38,7 @@ def test_allowed_host_without_port_must_have_public_address(server, make_client,
     assert server.asked == []
 
 
-def test_own_host_is_allowed_in_addition_to_list(server, make_client, tmp_path):
+def test_own_hosts_are_allowed_in_addition_to_allowed_hosts(server, make_client, tmp_path):
     server.pages["/a"] = body(b"hello")
     client = make_client(allowed_hosts=["data.example"], own_hosts=[server.host])
     assert client.download(server.url("/a"), tmp_path / "a", StopSignal()).bytes == 5

@@ -23,17 +23,17 @@ def logged(*events, end=COMPLETED):
     return lines
 
 
-def test_every_line_has_run_and_attempt():
+def test_every_log_line_has_run_id_and_attempt():
     assert {(line["run_id"], line["attempt"]) for line in logged(PhaseStarted(phase=Phase.TRAINING))} == {("r", 2)}
 
 
-def test_lines_have_the_phase_after_first_phase_has_started():
+def test_log_lines_have_phase_after_first_phase_has_started():
     lines = logged(PhaseStarted(phase=Phase.TRAINING), EpochFinished(epoch=1, total_epochs=2, metrics={}, seconds=1.0))
 
     assert [line.get("phase") for line in lines] == [None, "training", "training", "training"]
 
 
-def test_warning_is_a_constant_event_with_fields():
+def test_log_line_of_warning_has_constant_event_and_fields():
     _, line, _ = logged(Warned(code="no_gpu", message="The run trains on the CPU."))
 
     assert (line["event"], line["code"], line["message"]) == ("run warning", "no_gpu", "The run trains on the CPU.")

@@ -87,7 +87,7 @@ CALLS = {
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("call", CALLS)
-def test_invalid_answer_is_unavailable_and_retried(server, store, upload, call, odd):
+def test_invalid_answer_is_retried_and_raises_unavailable(server, store, upload, call, odd):
     route, ask = CALLS[call]
     server.fault("status", on=route, status=200, body=ODD[odd], times=2)
 
@@ -112,7 +112,7 @@ def test_invalid_rejection_becomes_trainer_error(server, store, upload, call, re
 
 
 @pytest.mark.parametrize("odd", sorted(ODD.keys() - {"an empty list"}))
-def test_invalid_page_of_older_server_is_unavailable(server, store, odd):
+def test_invalid_page_of_older_server_raises_unavailable(server, store, odd):
     server.v2 = False
     server.fault("status", on="POST /object/list/", status=200, body=ODD[odd], times=2)
 
@@ -136,7 +136,7 @@ def test_repeated_page_raises_unavailable(server, store):
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_invalid_object_description_is_unavailable(server, store, odd):
+def test_invalid_object_description_raises_unavailable(server, store, odd):
     """If HEAD is rejected, the size comes from a JSON answer."""
     ref = ObjectRef(bucket="data", key="runs/1/other.txt")
     server.fault("status", on="HEAD /object/data", status=404, times=2)
@@ -149,7 +149,7 @@ def test_invalid_object_description_is_unavailable(server, store, odd):
 
 
 @pytest.mark.parametrize("odd", [name for name, odd in ODD.items() if not odd.endswith(b"}")])
-def test_invalid_answer_to_delete_is_unavailable(server, store, odd):
+def test_invalid_answer_to_delete_raises_unavailable(server, store, odd):
     server.fault("status", on="DELETE /object", status=200, body=ODD[odd], times=2)
 
     with pytest.raises(Unavailable):
@@ -192,7 +192,7 @@ def test_signing_request_is_repeated_after_404(server, store, upload):
     assert sum("POST /object/data" in request for request in server.requests) == 1
 
 
-def test_object_missing_right_after_upload_is_unavailable(server, store, upload):
+def test_object_missing_right_after_upload_raises_unavailable(server, store, upload):
     server.fault(
         "status", on="POST /object/sign", status=404, times=9, body=b'{"statusCode":"404","error":"NoSuchKey"}'
     )

@@ -84,7 +84,7 @@ def test_error_of_too_large_object_has_name_and_size(api, body):
     assert "'a/b.pt' (123.5 MB)" in str(found)
 
 
-def test_missing_bucket_is_missing_for_reads_and_misconfigured_for_writes(api):
+def test_missing_bucket_raises_object_missing_for_reads_and_misconfigured_for_writes(api):
     body = said("404", "Bucket not found", "Bucket not found", code="NoSuchBucket")
     assert isinstance(refused(api, body), ObjectMissing)
     assert "create it" in str(refused(api, body, target=WRITING))
@@ -113,14 +113,14 @@ def test_every_error_of_httpx_becomes_trainer_error(api):
         assert isinstance(caught.value, Misconfigured) == (kind in (httpx.InvalidURL, httpx.UnsupportedProtocol)), text
 
 
-def test_closed_port_is_unavailable():
+def test_closed_port_raises_unavailable():
     api = StorageApi("http://127.0.0.1:9", KEY)
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1 failed: ConnectError"):
         api.call("GET", "/bucket", READING)
     api.close()
 
 
-def test_unknown_host_is_unavailable():
+def test_unknown_host_raises_unavailable():
     api = StorageApi("http://no-such-host.invalid", KEY)
     with pytest.raises(Unavailable, match=r"no-such-host\.invalid"):
         api.call("GET", "/bucket", READING)
@@ -156,7 +156,7 @@ def test_no_secret_is_in_repr_message_or_log(caplog):
     assert KEY not in caplog.text
 
 
-def test_restricted_role_sends_project_key_and_own_token():
+def test_project_key_and_role_token_are_sent_for_restricted_role():
     api = StorageApi("http://storage.test", "role.jwt.token", apikey="sb_publishable_x")
     assert (api._client.headers["apikey"], api._client.headers["authorization"]) == (
         "sb_publishable_x",

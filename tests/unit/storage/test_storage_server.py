@@ -74,7 +74,7 @@ def test_head_of_missing_object_is_400_without_body(client):
     assert (answer.status_code, answer.content) == (400, b"")
 
 
-def test_only_x_upsert_header_and_put_replace_object(server, client):
+def test_object_is_replaced_only_by_x_upsert_header_or_put(server, client):
     server.put("data", "a", b"1")
     assert client.post("/object/data/a", content=b"2", headers={"upsert": "true"}).json()["statusCode"] == "409"
     assert client.post("/object/data/a", content=b"2", headers={"x-upsert": "true"}).status_code == 200

@@ -157,7 +157,7 @@ def test_download_never_mixes_old_and_new_object_without_checksum(server, store,
     assert fetched(store, tmp_path, on_bytes=lambda _: [put(letter) for letter in once]) == b"b" * 2_000_000
 
 
-def test_object_deleted_during_download_is_missing(server, store, tmp_path):
+def test_object_deleted_during_download_raises_object_missing(server, store, tmp_path):
     server.put(REF.bucket, REF.key, b"a" * 2_000_000)
     server.fault("cut", on=DOWNLOAD, after=1_000_000)
     with pytest.raises(ObjectMissing):

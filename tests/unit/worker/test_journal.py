@@ -92,7 +92,7 @@ def test_journal_of_running_process_is_not_read(tmp_path):
     journal.discard()
 
 
-def test_incomplete_last_line_is_skipped(tmp_path):
+def test_incomplete_last_line_of_journal_is_skipped(tmp_path):
     journal = Journal.create(tmp_path, lease())
     journal.record("epoch", {"epoch": 1})
     journal.close()

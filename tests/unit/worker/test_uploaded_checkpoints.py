@@ -115,7 +115,7 @@ def test_checkpoint_of_failed_run_is_deleted_after_keep_seconds(worker, bucket):
     assert bucket.keys == set()
 
 
-def test_run_with_journal_is_skipped(worker, bucket):
+def test_checkpoints_of_run_with_journal_are_not_deleted(worker, bucket):
     """The newest checkpoint can be missing in the row, because its event is not delivered yet."""
     key = bucket.checkpoint("r", 1)
     worker.folders.journals.mkdir()
@@ -126,7 +126,7 @@ def test_run_with_journal_is_skipped(worker, bucket):
     assert bucket.keys == {key}
 
 
-def test_active_run_without_journal_is_skipped(worker, bucket):
+def test_checkpoints_of_active_run_without_journal_are_not_deleted(worker, bucket):
     run_id = worker.enqueue()
     lease = worker.claim()
     key = bucket.checkpoint(run_id, 1)
@@ -189,7 +189,7 @@ def test_incomplete_line_in_list_does_not_hide_other_checkpoints(worker, bucket)
     assert bucket.keys == set()
 
 
-def test_unavailable_store_is_retried_after_pause(worker, bucket, monkeypatch):
+def test_deletion_is_retried_after_pause_if_store_is_unavailable(worker, bucket, monkeypatch):
     for name in ("a", "b"):
         bucket.checkpoint(name, 1)
     uploaded = worker.uploaded(row_of=lambda _: None)
