@@ -35,7 +35,7 @@ def test_artifacts_of_killed_process_are_published_and_run_is_requeued(worker):
 
 
 def test_recovered_run_has_one_reporter(worker):
-    """A reporter for one run has a thread that ends after `ended`, so a second reporter would never end."""
+    """A reporter for one run has a thread that ends after `ended`. The thread of a second reporter would never end."""
     killed(worker)
     made = []
 
@@ -251,7 +251,7 @@ def test_delivery_of_outcome_is_retried_while_other_run_uploads(worker):
 
 
 def test_recovery_that_kills_service_is_tried_three_times(worker):
-    """Each recovery renews the lease, so the queue would never count the attempt as lost."""
+    """Each recovery renews the lease. Without a limit, the queue would never count the attempt as lost."""
     run_id, _ = killed(worker)
 
     recovery = worker.recovery(store=Watched(worker.store, raising(*[SystemExit()] * 9), "upload"))
