@@ -100,7 +100,7 @@ def test_invalid_request_fails_on_unhealthy_host(worker):
 
 
 @pytest.fixture
-def brisk(monkeypatch):
+def short_pauses(monkeypatch):
     """Shorten the pauses between self-tests."""
     monkeypatch.setattr(health_module, "FIRST_PAUSE", 0.02)
     monkeypatch.setattr(health_module, "LONGEST_PAUSE", 0.02)
@@ -110,7 +110,7 @@ def worker_row(worker):
     return next((asdict(row) for row in worker.queue.workers() if row.worker_id == "w"), {})
 
 
-def test_unhealthy_host_stops_claiming_and_reports_its_problem(worker, queue, brisk):
+def test_unhealthy_host_stops_claiming_and_reports_its_problem(worker, queue, short_pauses):
     runs = [worker.enqueue() for _ in range(5)]
 
     def fail(epoch):
@@ -131,7 +131,7 @@ def test_unhealthy_host_stops_claiming_and_reports_its_problem(worker, queue, br
         assert worker_row(worker)["status_message"] is None
 
 
-def test_host_unhealthy_at_start_claims_nothing_until_healthy(worker, queue, brisk):
+def test_host_unhealthy_at_start_claims_nothing_until_healthy(worker, queue, short_pauses):
     worker.host_problem = "RUNS_DIR is full."
     run_id = worker.enqueue()
 
@@ -142,7 +142,7 @@ def test_host_unhealthy_at_start_claims_nothing_until_healthy(worker, queue, bri
         wait_for(lambda: worker.row(run_id)["status"] == "completed")
 
 
-def test_no_other_run_is_claimed_until_trial_run_succeeds(worker, queue, brisk):
+def test_no_other_run_is_claimed_until_trial_run_succeeds(worker, queue, short_pauses):
     worker.slots = Slots([CPU, CPU])
     worker.host_problem = "RUNS_DIR is full."
     proving = threading.Event()
@@ -159,7 +159,7 @@ def test_no_other_run_is_claimed_until_trial_run_succeeds(worker, queue, brisk):
         wait_for(lambda: all(worker.row(run)["status"] == "completed" for run in runs))
 
 
-def test_training_on_other_slot_continues_while_host_is_unhealthy(worker, queue, brisk):
+def test_training_on_other_slot_continues_while_host_is_unhealthy(worker, queue, short_pauses):
     worker.slots = Slots([CPU, CPU])
     started, going, failing = threading.Event(), threading.Event(), threading.Event()
 
