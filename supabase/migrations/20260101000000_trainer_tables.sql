@@ -1,4 +1,4 @@
--- The trainer's tables. Additive, and safe to apply twice. Needs PostgreSQL 15 or newer.
+-- The trainer's tables. This file only adds objects, and can be applied more than once. Needs PostgreSQL 15 or newer.
 --
 -- On an empty project this creates the tables. If a web app already created `training_runs` and `trainer_workers`, their
 -- columns, rows, triggers, policies and grants stay, and only the missing parts are added.
@@ -87,7 +87,7 @@ comment on column public.training_runs.progress_epoch is 'The highest epoch with
 comment on column public.training_runs.last_reported_epoch is 'The last epoch in the history. An attempt that resumes from a later checkpoint reports the missing epochs.';
 comment on column public.training_runs.last_reported_attempt is 'The attempt that reported last_reported_epoch. An attempt that resumes from an older checkpoint reports all its epochs.';
 comment on column public.training_runs.checkpoint is 'The newest checkpoint in the artifacts bucket: {epoch, sha256, bytes, key}.';
-comment on column public.training_runs.run_group is 'Runs that belong together, such as the trials of one search. (`group` is a reserved word.)';
+comment on column public.training_runs.run_group is 'Runs that belong together, such as the runs of one search. (`group` is a reserved word.)';
 comment on column public.training_runs.run_tags is 'Tags for lists and searches.';
 
 alter table public.trainer_workers

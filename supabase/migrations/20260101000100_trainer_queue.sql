@@ -316,6 +316,7 @@ end $$;
 
 -- ── the calls ──
 
+-- Requeues or fails runs whose lease has expired, and cancels queued runs that have a cancel request. Returns their number.
 create or replace function public.settle_training_runs() returns integer
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -332,7 +333,7 @@ begin
       -- a run without a lease belongs to a service that does not use leases
       else coalesce(r.heartbeat_at, r.started_at, r.updated_at) < now() - interval '60 seconds'
     end
-    limit 500  -- a claim must end within the API's statement timeout; the next claim settles the rest
+    limit 500  -- a claim must end within the API's statement timeout; the next claim handles the rest
     for update skip locked
   loop
     if run.status = 'canceling' or run.cancel_requested then

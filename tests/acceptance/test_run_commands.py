@@ -43,7 +43,7 @@ def test_repeated_enqueue_with_id_inserts_one_run(service, enqueue):
 
     refused = enqueue("--id", "7", check=False)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == "error: id = '7': must be a UUID; leave it out to get a new one\n"
+    assert refused.stderr == "error: id = '7': must be a UUID; omit it to get a new ID\n"
 
 
 def test_list_contains_only_selected_runs(service, enqueue):

@@ -23,7 +23,7 @@ class RunRow:
     run_name: str = "run"
     project_id: str | None = None
     step_id: str | None = None
-    group: str | None = None  # name that several runs share, for example the trials of one search
+    group: str | None = None  # name that several runs share, for example the runs of one search
     tags: tuple[str, ...] = ()
     data_yaml: str | None = None
     base_model: str | None = None

@@ -95,7 +95,7 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
-    """The minimum resources of a worker; 0 is no requirement. `gpu_memory_gb` is per GPU."""
+    """The minimum resources of a worker; 0 means no requirement. `gpu_memory_gb` is per GPU."""
 
     gpus: float = 0.0
     gpu_memory_gb: float = 0.0
@@ -110,8 +110,8 @@ class Requirements:
 def requirements(configuration: Json) -> Requirements:
     """Return the requirements in `requires.gpus`, `requires.gpu_memory_gb` and `device`. Invalid values are ignored.
 
-    Every claim reads them, so reading is cheap and never raises. `trainer.requirements` in supabase/migrations/ follows
-    the same rules.
+    Every claim calls this function for many runs, so it is cheap and never raises. `trainer.requirements` in
+    supabase/migrations/ follows the same rules.
     """
     settings = json_column("configuration", configuration)
     if not isinstance(settings, Mapping):
@@ -139,7 +139,7 @@ def _device_count(device: Json) -> int:
 
 
 def problem_of(row: Mapping[str, Json]) -> str | None:
-    """Return the problem of a run, or None. The configuration is not checked.
+    """Return the problem with the columns of a run, or None. The configuration is not checked.
 
     trainer.guard_request has the same rules.
     """
@@ -178,7 +178,7 @@ def checkpoint_of(value: Json) -> Checkpoint | None:
 def _own_checkpoint(value: Json, run_id: str) -> Checkpoint | None:
     """Return the checkpoint, or None if its key belongs to another run.
 
-    The service later deletes the object of the key.
+    The key is checked, because the service later deletes the object with this key.
     """
     found = checkpoint_of(value)
     if found is None or found.key is None:

@@ -13,9 +13,9 @@ from trainer.jobs.sqlite_file import Transaction, loaded
 from trainer.jobs.sqlite_table import SqliteRunTable
 from trainer.jobs.write_row import clean, offer_json, outcome_columns
 
-HEAD_START = 20.0  # seconds (two polls) of additional wait for a worker whose host failed the run
+HEAD_START = 20.0  # seconds (two poll intervals) of additional wait for a worker whose host failed the run
 _LAST_ATTEMPT = 2**31 - 2  # the next attempt is the largest number in PostgreSQL's `integer` column
-_LEGACY_SILENCE = 60.0  # seconds after which a running row without a lease counts as abandoned
+_LEGACY_SILENCE = 60.0  # seconds without a heartbeat after which a running row without a lease counts as abandoned
 
 # cast to blob, because SQLite passes only valid UTF-8 text to a Python function
 NEXT = """
@@ -101,7 +101,7 @@ class SqliteQueue(SqliteRunTable):
 
 
 def claim_again(tx: Transaction, run: JsonObject, lease_seconds: float) -> JsonObject | None:
-    """Return the run of a repeated claim, or None if the run has ended. This request renews the lease."""
+    """Renew the lease of a repeated claim and return its run. Return None if the run is no longer running."""
     if run["status"] not in (Status.RUNNING, Status.CANCELING):
         return None
     run["lease_expires_at"] = tx.at(lease_seconds)

@@ -34,7 +34,7 @@ _PASSING = {
     sqlite3.SQLITE_NOMEM: "the host is short of memory",
 }
 _LASTING = {
-    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check that the folder exists and that this user may write to it",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check that the folder exists and that this user can write to it",
     sqlite3.SQLITE_READONLY: "it is read-only; give this user the right to write to the file and its folder",
     sqlite3.SQLITE_PERM: "this user has no access to it; give this user the right to write to the file and its folder",
     sqlite3.SQLITE_NOTADB: "it is not an SQLite database; choose another file",

@@ -1,7 +1,7 @@
 """The changes that a worker's call makes to a run's row in SQLite, inside the transaction of the call.
 
-States and answers are the same as those of the functions in supabase/migrations/. A run is its row as a dict. A step
-changes the dict, and `save` writes it.
+States and answers are the same as those of the functions in supabase/migrations/. A run is its row as a dict. The
+functions change the dict, and `save` writes it to the table.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def end(tx: Transaction, run: JsonObject, outcome: JsonObject) -> None:
     run["status"] = outcome["status"]
     if outcome["status"] is Status.QUEUED:
         _lose(run, host_failed=outcome["host_failed"])
-        # repeated host failures of the same worker increase this time
+        # repeated host failures of the same worker increase the backoff
         uncounted = sum(times - 1 for times in run["host_failures"].values())
         run["not_before"] = tx.at(back_off(run["failures"] + uncounted))
         if run["failures"] >= run["max_attempts"]:
@@ -152,7 +152,7 @@ def record(tx: Transaction, run: JsonObject, kind: str, reason: str) -> None:
 
 
 def see_worker(tx: Transaction, worker_id: str | None, reported: Mapping[str, object] | None = None) -> None:
-    """Report that the worker is alive. `reported` are the columns that the worker sets; other columns are unchanged."""
+    """Record that the worker is alive. `reported` has the columns that the worker sets; other columns are unchanged."""
     if worker_id is None:  # an app can clear worker_id while a worker holds the lease
         return
     counted = tx.row(

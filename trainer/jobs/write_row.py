@@ -61,7 +61,7 @@ def _check_labels(request: RunRequest) -> None:
     if len(request.group or "") > LONGEST_GROUP:
         raise BadRequest(f"group: longer than {LONGEST_GROUP} characters")
     if len(request.tags) > MOST_TAGS or any(len(tag) > LONGEST_TAG for tag in request.tags):
-        raise BadRequest(f"tags: more than {MOST_TAGS} tags, or one is longer than {LONGEST_TAG} characters")
+        raise BadRequest(f"tags: more than {MOST_TAGS} tags, or a tag is longer than {LONGEST_TAG} characters")
 
 
 def checked_priority(priority: int) -> int:
@@ -76,7 +76,7 @@ def checked_run_id(run_id: str | None) -> str:
     try:
         return str(uuid.UUID(run_id) if run_id is not None else uuid.uuid4())
     except (ValueError, AttributeError):
-        raise BadRequest(f"id = {str(run_id)[:80]!r}: must be a UUID; leave it out to get a new one") from None
+        raise BadRequest(f"id = {str(run_id)[:80]!r}: must be a UUID; omit it to get a new ID") from None
 
 
 def held_by_worker(run_id: str) -> Conflict:
@@ -115,7 +115,7 @@ def release_columns(outcome: Interrupted) -> JsonObject:
 
 
 def checkpoint_json(checkpoint: Checkpoint | None) -> JsonObject | None:
-    """Return the value of the `checkpoint` column; None (no change) for a checkpoint that no other host can reach."""
+    """Return the value of the `checkpoint` column, or None (no change) for a checkpoint that is not in the bucket."""
     if checkpoint is None or checkpoint.key is None:
         return None
     columns: JsonObject = clean(asdict(checkpoint))

@@ -13,7 +13,7 @@ from trainer.core.errors import DatasetError, Unavailable
 from trainer.core.text import printable
 
 Resolve: TypeAlias = Callable[[str, int], Sequence[str]]
-LONGEST_URL = 8192
+LONGEST_URL = 8192  # characters
 _HIDDEN_V4 = (  # IPv6 ranges that contain an IPv4 address: network, number of bits to the right of that address
     (ipaddress.IPv6Network("::ffff:0:0/96"), 0),
     (ipaddress.IPv6Network("::/96"), 0),

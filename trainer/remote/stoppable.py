@@ -1,4 +1,4 @@
-"""HTTP connections that stop waiting when a stop is set or the time limit of the whole call is exceeded."""
+"""HTTP connections that stop waiting when the stop signal is set or the time limit of the whole call is exceeded."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import httpx
 from trainer.core.stop import StopSignal
 from trainer.remote.gate import resolve_by_system
 
-_SLICE = 0.5  # seconds between two checks of the stop
+_SLICE = 0.5  # seconds between two checks of the stop signal
 _FRESH = 0.1  # seconds; after an answer, a connection is assumed to be open for this time
 _current = threading.local()
 
 
 @contextmanager
 def stoppable(stop: StopSignal) -> Iterator[None]:
-    """Inside the block, make waits of this thread in a stoppable client raise `Stopped` when `stop` is set."""
+    """While the block runs, every wait of a stoppable client in this thread raises `Stopped` if `stop` is set."""
     before = getattr(_current, "stop", None)
     _current.stop = stop
     try:
@@ -36,7 +36,7 @@ def stoppable(stop: StopSignal) -> Iterator[None]:
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Inside the block, limit all waits of this thread in a stoppable client to `seconds` in total.
+    """While the block runs, all waits of a stoppable client in this thread take at most `seconds` in total.
 
     httpx's own limits apply to each wait separately, so a server that slowly sends single bytes never exceeds them.
     Name resolution is limited only by the system's resolver.
@@ -56,7 +56,7 @@ def tls_context() -> ssl.SSLContext:
 
 
 def stoppable_client(**options: Any) -> httpx.Client:
-    """Return an `httpx.Client` with connections that check the stop and the deadline of the thread that uses them."""
+    """Return an `httpx.Client` whose connections check the stop signal and the deadline of the calling thread."""
     client = httpx.Client(verify=tls_context(), **options)
     # httpx has no argument for the network backend, and a custom transport would disable the system's proxies
     for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001
@@ -74,7 +74,7 @@ def exchange(client: httpx.Client, request: httpx.Request) -> httpx.Response:
 
 
 class StoppableNetwork(httpcore.SyncBackend):
-    """Connections that check the stop and the deadline of the thread that uses them.
+    """Connections that check the stop signal and the deadline of the calling thread.
 
     `addresses` returns the allowed IP addresses of a host, which are tried in this order. TLS still verifies the host
     name, which httpcore takes from the URL.
@@ -116,7 +116,7 @@ def _at_most(timeout: float | None) -> float:
 
 
 class StoppableStream(httpcore.NetworkStream):
-    """A connection that waits in short slices, and checks the thread's stop and deadline between two slices."""
+    """A connection that waits in short slices, and checks the thread's stop signal and deadline between them."""
 
     def __init__(self, inner: httpcore.NetworkStream) -> None:
         self._inner = inner
@@ -184,7 +184,7 @@ def _slices(timeout: float | None) -> Iterator[float]:
 
 
 def _waits(timeout: float | None) -> Iterator[float]:
-    """Yield the seconds until `timeout` or the thread's deadline, as long as time is left. Check the stop each time."""
+    """Yield the seconds until `timeout` or the thread's deadline, while time is left. Check the stop signal before."""
     deadline = min(time.monotonic() + (inf if timeout is None else timeout), getattr(_current, "deadline", inf))
     while (left := deadline - time.monotonic()) > 0:
         stop: StopSignal | None = getattr(_current, "stop", None)

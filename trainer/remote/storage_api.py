@@ -1,4 +1,4 @@
-"""HTTP calls to the Supabase Storage API; error responses become our errors.
+"""HTTP calls to the Supabase Storage API; error responses become the errors of core/errors.py.
 
 This module uses httpx instead of the supabase package. The package reads a whole object into memory and cannot
 resume with Range or TUS. Its default HTTP/2 client loses calls when several threads use it.
@@ -161,7 +161,7 @@ class StorageApi:
         return Answer(status=response.status_code, headers=response.headers, body=b"".join(response.iter_raw()))
 
     def refused(self, answer: Answer, target: Target) -> TrainerError:
-        """Return the error for an error response. Most of them have HTTP status 400 and the real status in the body."""
+        """Return the error for an error response. Most responses have status 400 and the real status in the body."""
         status, code, message = _reading(answer)
         said = f"storage at {self.host} answered {status}: {self._clean(message) or 'no reason given'}"
         if status >= 500 or status < 400 or status in TRANSIENT:

@@ -1,8 +1,9 @@
 """Downloads from URLs that come from a request: only http(s), only from public or explicitly allowed hosts.
 
-A host name is resolved once, every address is checked, and the connection goes to a checked address. So a DNS answer that
-changes between check and connection (DNS rebinding) has no effect. The target of each redirect is checked in the same
-way. Proxies of the environment are not used, because a proxy would resolve the names itself.
+A host name is resolved once, every address is checked, and the connection goes to a checked address. So a DNS answer
+that changes between check and connection (DNS rebinding) has no effect. The target of each redirect is checked in the
+same way. Proxy environment variables (`HTTPS_PROXY`) are ignored, because a proxy resolves host names itself, without
+this check.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ class Downloaded:
 class GuardedClient:
     """One connection pool for all threads.
 
-    `allowed_hosts` contains `host` (all ports, public addresses only) or `host:port` (also private and loopback addresses);
-    if it is empty, every public host is allowed. `own_hosts`, such as the Supabase host, are always allowed; without a port
-    they mean the ports 80 and 443. Link-local addresses, where clouds serve metadata, are never contacted.
+    `allowed_hosts` contains `host` (all ports, public addresses only) or `host:port` (also private and loopback
+    addresses); if it is empty, every public host is allowed. `own_hosts`, such as the Supabase host, are always allowed;
+    an own host without a port stands for its ports 80 and 443. Link-local addresses, where clouds serve metadata, are never contacted.
     """
 
     def __init__(
@@ -102,8 +103,8 @@ class GuardedClient:
         """Stream the body to `path`, a new file.
 
         After a failed try, `on_bytes` gets the bytes of this try as a negative number.
-        `on_length` gets the stated length before anything is written. If `is_known(final_url, strong_etag, length)` returns
-        True, the content is not downloaded and `sha256` is empty.
+        `on_length` gets the stated length before anything is written. If `is_known(final_url, strong_etag, length)`
+        returns True, the content is not downloaded and `sha256` is empty.
         Raises `ObjectMissing` for a missing file, `DatasetError` for a URL that is not allowed or not usable,
         `Unavailable` when the host does not answer now, `Stopped`.
         """

@@ -31,7 +31,7 @@ def disk_errors(path: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def replacing(path: Path, *, durable: bool) -> Iterator[BinaryIO]:
-    """Open a temporary file that replaces `path` at the end of the block, and is deleted if the block raises.
+    """Open a temporary file that replaces `path` at the end of the block, and is removed if the block raises an error.
 
     With `durable` the new file survives a power cut.
     """

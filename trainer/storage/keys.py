@@ -8,6 +8,7 @@ from urllib.parse import quote_from_bytes
 # characters that Supabase Storage accepts besides letters and digits; without `=`, which starts an escape
 _ACCEPTED = "!-.*'() &@;:+,?/_"
 _ESCAPE = re.compile("=[0-9A-F]{2}")
+KEY_ADVICE = "write the path without `.`, `..` and empty folder names, for example cats/1.jpg"
 
 
 def escaped_key(name: str) -> str:

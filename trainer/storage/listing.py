@@ -9,7 +9,7 @@ from trainer.core.errors import ObjectMissing, Unavailable
 from trainer.remote.answers import flag, mapping, sequence, text
 from trainer.remote.storage_api import NoSuchRoute
 
-PAGE = 1000  # objects; the server silently cuts longer pages
+PAGE = 1000  # objects; the server silently truncates longer pages
 Entry: TypeAlias = tuple[str, Mapping[str, Any]]  # key of an object, and its description by the server
 Page: TypeAlias = tuple[list[Entry], str | None]  # entries, and the cursor of the next page or None
 # sends a body to a route and returns the parsed answer; retries if the answer cannot be parsed

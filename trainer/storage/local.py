@@ -16,7 +16,7 @@ from trainer.core.json_text import storable
 from trainer.core.ports import ObjectInfo, OnBytes, StoredObject
 from trainer.core.stop import StopSignal
 from trainer.storage.files import copy, disk_errors, is_temporary, replacing
-from trainer.storage.keys import escaped_key, is_escaped
+from trainer.storage.keys import KEY_ADVICE, escaped_key, is_escaped
 
 _PLACEHOLDER = ".emptyFolderPlaceholder"
 _ABANDONED = 86_400.0  # seconds without a write after which a temporary file counts as abandoned
@@ -31,7 +31,7 @@ class LocalObjectStore:
         self._root = root
 
     def tidy(self) -> None:
-        """Remove the temporary files of processes that have ended."""
+        """Remove temporary files that no process has written to for a day."""
         for folder, _, names in os.walk(self._root):
             for path in (Path(folder, name) for name in names if is_temporary(name)):
                 with contextlib.suppress(FileNotFoundError):
@@ -121,7 +121,7 @@ class LocalObjectStore:
         key = PurePosixPath(ref.key)
         plain = str(key) == ref.key and not key.is_absolute() and ".." not in key.parts and "\0" not in ref.key
         if not plain or ref.key == ".":
-            raise ObjectMissing(f"{ref.key!r} cannot be an object of bucket {ref.bucket!r}: write it as a/plain/path")
+            raise ObjectMissing(f"{ref.key!r} cannot be an object of bucket {ref.bucket!r}: {KEY_ADVICE}")
         path = bucket / key
         with disk_errors(path):
             inside = path.resolve().is_relative_to(bucket.resolve())

@@ -24,7 +24,7 @@ _MD5 = re.compile("[0-9a-f]{32}")  # the etag of a multi-part object has a dash 
 
 
 class PartialFile:
-    """`<name>.part`, and for a large object `<name>.part.json`, which identifies its content."""
+    """`<name>.part`, and for a large object a note, `<name>.part.json`: the ETag, the size and the synced bytes."""
 
     def __init__(self, path: Path, stop: StopSignal) -> None:
         self._target = path
@@ -62,7 +62,7 @@ class PartialFile:
 
     @contextmanager
     def writing(self) -> Iterator[BinaryIO]:
-        """Open the partial file for appending. A disk error deletes the file."""
+        """Open the partial file for appending. A disk error removes the file."""
         try:
             with disk_errors(self._part), self._open() as out:
                 try:
@@ -75,7 +75,7 @@ class PartialFile:
             raise
 
     def begin(self, info: ObjectInfo) -> None:
-        """Discard the content and start with the first byte of `info`."""
+        """Discard the content. The download of the object in `info` starts at its first byte."""
         self._forget()
         self._drop_note()
         self.etag, self.bytes = info.etag, info.bytes
@@ -98,7 +98,7 @@ class PartialFile:
         self._drop_note()
 
     def leave(self) -> None:
-        """Keep the partial file if its object is large enough to resume, otherwise delete it."""
+        """Keep the partial file if its object is large enough to resume, otherwise remove it."""
         if self.etag is None or self.bytes <= LARGE:
             self.discard()
 

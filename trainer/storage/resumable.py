@@ -1,4 +1,4 @@
-"""Resumable uploads (TUS): the server keeps the offset, and this host keeps the upload's URL on disk."""
+"""Resumable uploads (TUS): the server keeps the offset, and this host keeps the ID of the upload on disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _GONE = {404, 410}
 
 
 def tidy_notes(folder: Path) -> None:
-    """Delete the notes of uploads that the server has discarded. Raises OSError."""
+    """Remove the notes of uploads that the server has discarded. Raises OSError."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
@@ -41,7 +41,7 @@ def tidy_notes(folder: Path) -> None:
 class ResumableUpload:
     """The upload of one file. `step` sends the remaining bytes; it can be called again after `Unavailable`.
 
-    `notes` is a folder that survives a restart: it has a note of each unfinished upload.
+    `notes` is a folder that survives a restart. A note is a file with the ID of an unfinished upload.
     """
 
     def __init__(self, api: StorageApi, ref: ObjectRef, path: Path, content_type: str, notes: Path) -> None:

@@ -18,7 +18,7 @@ from trainer.remote.stoppable import stoppable
 from trainer.remote.storage_api import StorageApi, Target, TooLarge, object_path
 from trainer.storage.buckets import Buckets
 from trainer.storage.files import disk_errors
-from trainer.storage.keys import escaped_key
+from trainer.storage.keys import KEY_ADVICE, escaped_key
 from trainer.storage.listing import entries
 from trainer.storage.partial import PartialFile
 from trainer.storage.resumable import CHUNK, ResumableUpload, slices, tidy_notes
@@ -35,8 +35,8 @@ _TYPES = {
 class SupabaseObjectStore:
     """`ObjectStore` over the Storage API; thread-safe.
 
-    `notes` is a folder that survives a restart; interrupted uploads resume from the notes in it. `stop` interrupts the
-    calls that get no `stop` argument. Signed URLs are valid for `url_seconds`.
+    `notes` is a folder that survives a restart, for the IDs of unfinished uploads, which can resume. `stop` interrupts
+    the calls that get no `stop` argument. Signed URLs are valid for `url_seconds`.
     """
 
     name = "supabase"
@@ -61,7 +61,7 @@ class SupabaseObjectStore:
         self._api.close()
 
     def tidy(self) -> None:
-        """Delete the notes of abandoned uploads on this host. Raises OSError."""
+        """Remove the files with the IDs of abandoned uploads. Raises OSError."""
         tidy_notes(self._notes)
 
     def key(self, name: str) -> str:
@@ -156,7 +156,7 @@ class SupabaseObjectStore:
                 if not is_stored:
                     raise
                 raise Unavailable(f"{error}, although it has just been stored") from error
-            # take only the token from the response: its path is not encoded, and a key may contain `?`
+            # take only the token from `signedURL`: the path in it is not encoded, and a key may contain `?`
             _, found, token = text(answer.json(), "signedURL").rpartition("?token=")
             if not found:
                 raise Unavailable("storage signed a URL without a token; look for a proxy or a login page in between")
@@ -262,7 +262,7 @@ def _object(ref: ObjectRef) -> str:
     """Return the path of an object. Raises BadRequest for a key that a client or a gateway would change."""
     segments = ref.key.split("/")
     if not ref.bucket or "/" in ref.bucket or any(segment in ("", ".", "..") for segment in segments):
-        raise BadRequest(f"{ref.key!r} cannot be an object of bucket {ref.bucket!r}: write it as a/plain/path")
+        raise BadRequest(f"{ref.key!r} cannot be an object of bucket {ref.bucket!r}: {KEY_ADVICE}")
     return object_path("object", ref.bucket, ref.key)
 
 

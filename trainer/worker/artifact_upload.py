@@ -1,7 +1,7 @@
 """Upload of the artifacts of an attempt: the published files and their keys.
 
-Every key starts with the prefix of the attempt (core/artifact_keys.py). No other attempt writes there. Artifacts are
-read only after the row points to them. Updates of the row require the fencing token.
+Every key starts with the prefix of the attempt (core/artifact_keys.py). No other attempt writes under this prefix.
+Readers use the artifacts only after the row points to them. Updates of the row require the fencing token.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PARALLEL = 4  # number of parallel uploads; a large file has its own connection
 LARGEST_LOG = 256 * 2**20  # bytes; only the end of a larger log is published
 LARGEST_FILE = 16 * 2**30  # bytes; the upload of a sparse file of a terabyte would take hours
 LONGEST_KEY = 900  # bytes after the attempt's prefix; S3 allows 1024 in total, a file system 255 between two slashes
-LEFT_OUT_AFTER = 600.0  # seconds until a file that the store rejects is left out of a finished run
+LEFT_OUT_AFTER = 600.0  # seconds from the first rejection of a file until a finished run is published without the file
 _CHUNK = 2**20  # bytes
 FileState: TypeAlias = tuple[int, int, int]  # size, time of the last change, inode; a write changes the state
 
@@ -82,9 +82,10 @@ class ArtifactUpload:
     ) -> list[Artifact]:
         """Upload the files, the log and the manifest, and check that the bucket has all of them.
 
-        A repeated call sends the missing files. `log` is uploaded after the other files, because it is still being
-        written. A file that is not part of the weights and cannot be published is left out with a warning.
-        Raises `WeightsChanged` if the weights do not match `finished`, another TrainerError, OSError or Stopped.
+        A repeated call sends only the missing and the changed files. `log` is uploaded after the other files, because
+        it is still being written. A file that is not part of the weights and cannot be published is left out with a
+        warning.
+        Raises `WeightsChanged` if the weights do not match `finished`. Also raises TrainerError, OSError and Stopped.
         """
         files = _files_by_name(folder)
         self._left_out = {name: reason for name, path in files.items() if (reason := _unfit(name, path, self._store))}

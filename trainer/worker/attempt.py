@@ -39,7 +39,7 @@ class Attempt:
         self._run = run
         self._job = run.job
         self._slots = slots
-        self._folder = run.folder  # the folder of an earlier attempt if its finished model is published
+        self._folder = run.folder  # replaced by the folder of an earlier attempt that finished the training
         self._view = services.folders.view(run.job)
         self._publisher = Publisher(services, run)
         self._checkpoints = CheckpointUploads(services, run)
@@ -78,11 +78,11 @@ class Attempt:
         self._run.enter(Phase.STARTING)
         with self._checkpoints.during_training(self._run.stop):
             finished = self._services.trainer.train(order, self._run.stop, self._on_event, self._run.events.log.output)
-        # before the wait for a running upload, which can take minutes: a crash then costs no epoch
+        # written before the wait for a running upload: this wait can take minutes, and a crash would repeat epochs
         return self._write_marker(finished, order)
 
     def _order(self, plan: TrainPlan) -> TrainingOrder:
-        """Fetch the dataset, the model and the checkpoint. Return the order of the training."""
+        """Fetch the dataset, the model and the checkpoint. Return the training order."""
         run, services = self._run, self._services
         dataset = fetch_with_retries(lambda: self._prepare(plan), run)
         model = fetch_with_retries(lambda: services.weights.resolve(plan.model, dataset.task, run.stop), run)
@@ -117,7 +117,7 @@ class Attempt:
         return () if plan.device == () else self._slots.gpus
 
     def _from_checkpoint(self, order: TrainingOrder, setup: Setup) -> TrainingOrder:
-        """Return the order with the newest usable checkpoint, or `order` if there is no usable checkpoint."""
+        """Return `order` with the checkpoint to start from, or unchanged if there is no usable checkpoint."""
         services = self._services
         attempts = services.folders.attempts(self._job.id)
         found = CheckpointFinder(self._run, attempts, services.store, services.artifacts_bucket).best_for(setup)
@@ -157,7 +157,7 @@ class Attempt:
         try:
             finished_marker.write(self._folder, finished)
         except OSError as error:  # the model is published without the marker
-            log.warning("finished training not marked, a crash now would repeat its last epochs", error=str(error))
+            log.warning("finished marker cannot be written, a crash now would repeat the last epochs", error=str(error))
         return finished
 
     def _find_finished(self) -> Finished | None:
@@ -209,7 +209,7 @@ class Attempt:
         return Failed(message=str(error), results=self._publish_last())
 
     def _retry_or_fail(self, error: RunFailed | MachineFailed) -> Outcome:
-        """Decide whether the host or the run caused the error. The slots stay acquired, so no other run starts."""
+        """Return the outcome after an error of the host or the run. The slots stay acquired during the self-test."""
         problem = self._services.health.record_failure(self._job.id, error)
         if problem is None and isinstance(error, RunFailed):
             return self._fail(error)
@@ -241,7 +241,7 @@ class Attempt:
         return {"run_dir": str(self._folder.path), **progress, **self.publish_unfinished(is_last=True)}
 
     def publish_unfinished(self, *, is_last: bool = False) -> JsonObject:
-        """Publish the existing artifacts. Return the results for the row. `is_last` says that no attempt follows."""
+        """Publish the existing artifacts. Return the results for the row. `is_last` is True if no attempt follows."""
         self._release_slots()
         return self._publisher.publish_unfinished(self._folder, is_last=is_last)
 

@@ -1,9 +1,9 @@
-"""Checkpoint files on this host. A training process wrote them, so every read here has a size limit.
+"""Checkpoint files on this host. A training process wrote them, so reads into memory have a size limit.
 
 A training keeps its newest checkpoints as `epoch-00007.pt` with a sidecar `epoch-00007.json`. The sidecar has `epoch`,
 `sha256` and `bytes`, and also `key` if the checkpoint was downloaded from the bucket.
-Each file is written under a temporary name and then renamed, so it is complete unless the disk failed. The SHA-256
-detects damage.
+The training writes each file under a temporary name and then renames it, so that the file is complete unless the disk
+failed. The SHA-256 detects damage.
 """
 
 from __future__ import annotations

@@ -44,12 +44,12 @@ class CheckpointUploads:
         self._sending = threading.Lock()
 
     def note(self, event: Event) -> None:
-        """Remember a checkpoint of the training. Its epoch and SHA-256 become part of a key, so both are validated."""
+        """Remember the checkpoint of a valid `CheckpointSaved`. The epoch and the SHA-256 become part of its key."""
         if isinstance(event, CheckpointSaved) and _SHA256.fullmatch(event.sha256) and event.epoch >= 0:
             self._newest = event
 
     def send_newest(self, stop: StopSignal) -> Checkpoint | None:
-        """Upload the newest checkpoint if necessary. Return the newest checkpoint in the bucket, or None.
+        """Upload the newest checkpoint if it is new. Return the newest checkpoint in the bucket, or None.
 
         Raises Unavailable, Misconfigured, OSError or Stopped.
         """

@@ -25,7 +25,7 @@ LOG_AGAIN = 600.0  # seconds between log lines about an outage
 class Claimer:
     """Claims runs for one worker.
 
-    `check` runs once, before the first claim. It raises an error if the queue is not accessible, and returns warnings.
+    `check` must return before the first claim. It returns warnings, and raises an error if the queue is not accessible.
     `describe_worker` returns this worker with the given number of free GPUs.
     """
 
@@ -44,7 +44,7 @@ class Claimer:
     def claim(self, free_gpus: int) -> Lease | None:
         """Claim the next run, or return None. An unhealthy worker reports its problem instead.
 
-        A claim without an answer is repeated with the same fencing token, because it may have been granted.
+        A claim without an answer is repeated with the same fencing token, because the queue may have granted it.
         """
         problem, lease = self.health.problem, None
         try:
@@ -73,19 +73,19 @@ class Claimer:
         return self._unanswered == 0
 
     def reset(self) -> None:
-        """Start a new claim after an unexpected error. A run of the old claim is requeued when its lease expires."""
+        """Use a new claim ID after an unexpected error. A run of the old ID is requeued when its lease expires."""
         self._claim_id = str(uuid.uuid4())
         self._unanswered += 1
 
     def pause(self) -> float:
-        """Return the seconds until the next claim, with jitter, so that many workers do not claim at the same time."""
+        """Return the seconds until the next claim, with jitter, so that workers do not claim at the same time."""
         wait = self.poll_seconds
         if self._unanswered:
             wait = min(max(wait, FIRST_WAIT) * 2.0 ** min(self._unanswered - 1, 10), LONGEST_WAIT)
         return wait * random.uniform(0.8, 1.2)  # noqa: S311
 
     def _note_outage(self, error: Exception) -> None:
-        """Log the first unanswered claim, then log again every `LOG_AGAIN` seconds."""
+        """Count an unanswered claim. Log the first one, and later ones at most every `LOG_AGAIN` seconds."""
         now = time.monotonic()
         if self._unanswered == 0 or now - self._logged_at > LOG_AGAIN:
             log.error("no runs can be claimed, retrying", error=str(error), tries=self._unanswered + 1)

@@ -23,9 +23,9 @@ from trainer.worker.slots import AcquiredSlots, Slots
 
 log = structlog.get_logger()
 
-POLL = 1.0  # seconds between checks for a free slot, and between checks for the end of the run on trial
-LAST_DELIVERY = 1.0  # seconds after the drain time, in which a run can end although its outcome is not delivered
-ORPHANS_FIRST = 30.0  # seconds for which claims wait for the outcomes of earlier processes
+POLL = 1.0  # seconds between checks for a free slot, and between checks whether the trial run has ended
+LAST_DELIVERY = 1.0  # seconds after the drain time for the end of runs whose outcome was not delivered
+ORPHANS_FIRST = 30.0  # maximum seconds that the first claim waits for the outcomes of crashed processes
 
 
 class Manager(Protocol):
@@ -70,7 +70,7 @@ class Daemon:
             return self._drain(shutdown)
 
     def _deliver_orphans(self, shutdown: StopSignal) -> None:
-        """Deliver the outcomes of earlier processes first, but do not wait longer than `ORPHANS_FIRST` for them."""
+        """Deliver the outcomes of crashed processes before the first claim. Wait at most `ORPHANS_FIRST` seconds."""
 
         def deliver() -> None:
             with error_boundary("orphaned outcomes not delivered"):

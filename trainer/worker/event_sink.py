@@ -1,4 +1,4 @@
-"""The event sink of a run: it passes every event to the progress, the journal, the log and the reporters."""
+"""The event sink of a run: it passes events to the progress, the journal, the log and the reporters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EventSink:
         self._lock = threading.Lock()
         self._phase_started: float | None = None
         self._transfer: TransferProgress | None = None  # newest transfer of the current phase
-        self._epoch_phases: set[Phase] = set()  # those of TRAINING and VALIDATING that were already recorded
+        self._epoch_phases: set[Phase] = set()  # TRAINING and VALIDATING, after their first start
         self._warned: set[tuple[str, str]] = set()
         self.progress = progress
         self.labels: dict[str, str | int] = {"run_id": job.id, "attempt": job.attempt}  # in every log line of the run
@@ -91,7 +91,7 @@ class EventSink:
 
 
 def describe(event: Event) -> str:
-    """Return one log line: the kind of the event, then its short fields and its metrics."""
+    """Return one log line: the kind of the event, then its fields except lists and dicts, then its metrics."""
     fields = {k: v for k, v in asdict(event).items() if k != "kind" and v is not None}
     short = (f"{name}={value}" for name, value in fields.items() if not isinstance(value, dict | list))
     text = " ".join(short)

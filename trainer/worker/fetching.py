@@ -18,7 +18,7 @@ FETCH_RETRIES = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, to
 
 
 def dataset_order(plan: TrainPlan) -> DatasetOrder:
-    """Return the dataset order of a plan, for `Datasets.prepare`."""
+    """Return the argument of `Datasets.prepare` for a plan."""
     return DatasetOrder(sources=plan.sources, task=plan.task, split=plan.split, imgsz=plan.imgsz)
 
 

@@ -114,7 +114,7 @@ def _settings(plan: Json) -> str:
 def _damage(folder: RunFolder, weights: WeightsFile) -> str | None:
     path = Path(weights.path)
     if not is_inside(path, folder.path):
-        return f"{path} is not in the run's folder"
+        return f"{path} is not in the run folder"
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):

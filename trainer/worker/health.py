@@ -1,12 +1,12 @@
 """The health of this worker's host. A worker on an unhealthy host claims no runs, because the runs would fail.
 
     healthy ── a host failure and a failed self-test; or two host failures in a row ──▶ unhealthy
-    unhealthy ── the self-test passes, after a pause ──▶ on trial: one run at a time
+    unhealthy ── the self-test passes, after a pause ──▶ on trial: one run at a time, the trial run
     on trial ── a training saves a checkpoint, or a run completes ──▶ healthy
              ── a host failure ──▶ unhealthy, for a longer pause
 
 An error is a host failure if no run can cause it (`HostFailed`), or if the self-test fails right after it.
-A report of a training process alone is never a host failure. Trainings on other slots continue.
+Trainings on other slots continue.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Health:
         self._lock = threading.Lock()
         self._problem: str | None = None
         self._on_trial = False
-        self._trial_runs: set[str] = set()  # runs that were claimed on trial and not yet released
+        self._trial_runs: set[str] = set()  # runs that this worker claimed while on trial, and has not released
         self._failed_runs: set[str] = set()  # runs that failed because of the host or the service
-        self._setbacks = 0  # failed self-tests and trials since the last success
+        self._setbacks = 0  # failed self-tests and failed trial runs since the last success
         self._next_test = 0.0
         self._wake = threading.Event()  # set while the host is unhealthy, and to end `_watch`
 
@@ -53,7 +53,7 @@ class Health:
 
     @property
     def awaits_trial(self) -> bool:
-        """True while a run on trial is active. Then no other run is claimed."""
+        """True while the trial run is active. Then no other run is claimed."""
         return self._on_trial and bool(self._trial_runs)
 
     def claimed(self, run_id: str) -> None:
@@ -83,7 +83,8 @@ class Health:
     def record_service_failure(self, run_id: str, problem: str) -> None:
         """Count an internal error of the service: a bug, or the thread limit of this process.
 
-        The run may have triggered the error, so repeated errors of a single run do not make the host unhealthy.
+        The run may have triggered the error, so repeated errors of a single run do not make the host unhealthy,
+        unless the host is on trial.
         """
         with self._lock:
             self._count(run_id, problem, at_once=False)
@@ -128,7 +129,7 @@ class Health:
         return max(0.0, self._next_test - self._clock())
 
     def test_again(self) -> None:
-        """Test an unhealthy host. If the test passes, the worker claims one run on trial."""
+        """Test an unhealthy host. If the test passes, the worker claims a trial run."""
         found = self._self_test()
         with self._lock:
             if found:

@@ -36,7 +36,10 @@ LEAST = 200 * MIB  # for logs, plots and randomly initialized weights
 
 
 class Housekeeping:
-    """Does the chores of this host at the start, once an hour, and after `soon`."""
+    """Does the chores at the start, every hour, and after `soon`.
+
+    A chore is a function that removes old files or deletes uploaded checkpoints.
+    """
 
     def __init__(self, chores: Sequence[Callable[[], None]]) -> None:
         self._chores = chores

@@ -87,7 +87,7 @@ class Journal:
             raise HostFailed(f"The journal of the run cannot be written in {self.path.parent}: {self._disk_error}.")
 
     def record(self, kind: str, data: JsonObject) -> None:
-        """Add an event to the history."""
+        """Add an event of the run."""
         with self._lock:
             event = RunEvent(seq=self._next, at=datetime.now(UTC).isoformat(), kind=kind, data=data)
             self._next += 1
@@ -109,7 +109,7 @@ class Journal:
             self._append({"delivered": last})
 
     def begin_recovery(self) -> None:
-        """Count a recovery of the run on disk, so that the count survives a crash of this process."""
+        """Increase the number of recoveries, and write it to the file, so that it survives a crash of this process."""
         with self._lock:
             self.recoveries += 1
             self._append({"recovery": self.recoveries})
@@ -127,7 +127,7 @@ class Journal:
                 self._file.close()
 
     def discard(self) -> None:
-        """Remove the journal: everything is delivered, or the lease is lost."""
+        """Remove and close the journal. Call this method when the outcome is delivered or the lease is lost."""
         try:
             if self._file:
                 self.path.unlink(missing_ok=True)
@@ -144,7 +144,7 @@ class Journal:
             written = self._file.write(b"\n" + text if self._disk_error else text)
             if sync:
                 durable.sync(self.path)
-                durable.sync(self.path.parent)  # for the name of the file
+                durable.sync(self.path.parent)  # the file name is stored in the folder
         except OSError as error:
             self._note_disk(str(error))
         else:

@@ -40,7 +40,7 @@ class Heartbeat:
     """Renews one lease and delivers its events.
 
     While the queue is unavailable, the training continues, because the fencing token rejects late writes. The run stops
-    after the answers CANCEL, FINISH and LOST, and after an unexpected error in the heartbeat thread.
+    after the answer CANCEL, FINISH or LOST, and after an unexpected error in the heartbeat thread.
     """
 
     beat: Beat

@@ -14,7 +14,7 @@ from trainer.worker.journal import Journal
 log = structlog.get_logger()
 
 RETRY_FOREVER = RetryPolicy(tries=1_000_000, first_wait=0.5, longest_wait=30.0, total_seconds=float("inf"))
-ALL_EVENTS = 100_000  # limit of the events that are sent with an outcome
+ALL_EVENTS = 100_000  # maximum number of events that are sent with an outcome
 
 
 def deliver(

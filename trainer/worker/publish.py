@@ -43,8 +43,9 @@ class Publisher:
     def publish_unfinished(self, folder: RunFolder, *, is_last: bool) -> JsonObject:
         """Publish the existing files of an unfinished training. Return the results for the row. Never raises.
 
-        `is_last` says that no attempt follows. Without weights the results are empty, because an earlier attempt may
-        have published more. If the run ends in its first attempt, its log is always published.
+        `is_last` is True if no attempt follows. After the first attempt, the results are empty unless the weights are
+        published, because an earlier attempt may have published more. If the run ends in its first attempt, its files
+        are also published without weights.
         """
         is_first = self._run.job.attempt <= 1
         if not folder.last.is_file() and not (is_last and is_first):

@@ -93,10 +93,10 @@ class OrphanDelivery:
         self._undelivered: list[str] = []
 
     def run(self, stop: StopSignal) -> None:
-        """Return when every outcome is delivered, or soon after `stop` is set.
+        """Deliver every outcome, with retries until `stop` is set.
 
         If one outcome cannot be delivered, the other outcomes are still delivered. Recoveries run in parallel, because
-        they are slow and their leases expire soon.
+        a recovery is slow and the leases of the runs expire soon.
         """
         recoveries: list[threading.Thread] = []
         for again in count():

@@ -19,6 +19,7 @@ from trainer.worker.checkpoint_files import is_intact, local_checkpoints, read_m
 from trainer.worker.run_context import RunContext
 
 _MOST_LISTED = 10  # maximum number of changes in a message
+_NOT_APPLIED = "a resumed training cannot apply these changes"
 
 # a 404 or a login page instead of the object can be temporary; without the checkpoint, hours of training are lost
 MISSING_RETRIES = RetryPolicy(tries=1000, first_wait=1.0, longest_wait=10.0, total_seconds=60)
@@ -60,7 +61,7 @@ class CheckpointFinder:
     def best_for(self, setup: Setup) -> FoundCheckpoint | None:
         """Return the newest checkpoint that can be resumed with `setup`, else the newest checkpoint, else None.
 
-        A newer checkpoint with other settings does not hide an older checkpoint with the settings of this training.
+        An older checkpoint with the settings of this training is preferred to a newer checkpoint with other settings.
 
         Raises Unavailable or Misconfigured if the newest checkpoint is in the bucket and cannot be downloaded now.
         """
@@ -98,7 +99,7 @@ class CheckpointFinder:
         return not self._is_superseded(path, checkpoint), checkpoint.epoch, path.stat().st_mtime_ns
 
     def _is_superseded(self, path: Path, checkpoint: Checkpoint) -> bool:
-        """Return whether a later attempt on another host trained these epochs again and reported its metrics."""
+        """Return whether a later attempt on another host trained these epochs again and reported their metrics."""
         later = attempt_of(self._remote.key) if self._remote and self._remote.key else 0
         return checkpoint.epoch <= self._run.job.last_reported_epoch and _trained_by(path, checkpoint) < later
 
@@ -127,18 +128,18 @@ class CheckpointFinder:
 
 
 def resumed_order(order: TrainingOrder, setup: Setup, found: FoundCheckpoint) -> tuple[TrainingOrder, list[Warned]]:
-    """Return the order that starts from the checkpoint, and the warnings for the user."""
+    """Return the training order with the checkpoint to start from, and the warnings for the user."""
     changes = _listed(found.decision.changes)
     if isinstance(found.decision, Resume):
         setup_now = replace(setup, started_from=found.setup.started_from if found.setup else None)
         return replace(order, resume=found.path, setup=setup_now.as_json()), _resume_events(setup, found, changes)
     if found.decision.from_best:
         weights = f"the best weights of an earlier training of this run (epoch {found.best_epoch})"
-        message = f"The training starts over from {weights}, because these settings cannot change: {changes}."
+        message = f"The training starts over from {weights}, because {_NOT_APPLIED}: {changes}."
         setup = replace(setup, started_from=weights)
         order = replace(order, best_of=found.path, setup=setup.as_json())
     else:
-        message = f"The training starts over from {setup.model}, because these settings cannot change: {changes}."
+        message = f"The training starts over from {setup.model}, because {_NOT_APPLIED}: {changes}."
     return order, [Warned(code="started_over", message=message)]
 
 

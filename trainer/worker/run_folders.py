@@ -45,7 +45,7 @@ class RunFolders:
         return attempts_in(self.runs, run_id)
 
     def remove_checkpoints(self, run_id: str) -> None:
-        """Remove the checkpoints and finished markers of a run. Only another attempt would use them."""
+        """Remove the checkpoints and finished markers of a run that has no further attempt."""
         for folder in self.attempts(run_id):
             with contextlib.suppress(OSError):  # after an error, they are removed with the run folder
                 remove_tree(folder.checkpoints)
@@ -53,7 +53,7 @@ class RunFolders:
                 folder.finished_marker.unlink(missing_ok=True)
 
     def remove_obstacles(self, job: Job) -> None:
-        """Remove a file or a link in place of a folder of this attempt. Such a link must not be followed."""
+        """Remove a file or a link that has the name of a folder of this attempt. A link must not be followed."""
         for folder in (self.folder(job).path, self.view(job)):
             with contextlib.suppress(OSError):  # no folder yet, or the attempt reports the error later
                 if not stat.S_ISDIR(os.lstat(folder).st_mode):

@@ -19,7 +19,10 @@ _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class RunLog:
-    """Appends lines with their time in UTC. A disk error loses lines of the log but never fails the run."""
+    """Appends lines to the log. A disk error loses lines but never fails the run.
+
+    `timestamps` puts the time in UTC before each line of the training.
+    """
 
     def __init__(self, path: Path, *, timestamps: bool) -> None:
         self.path = path
@@ -40,7 +43,7 @@ class RunLog:
         self._write(f"[{_now()}] {line}\n" if self._timestamps else f"{line}\n")
 
     def close(self) -> None:
-        """Close the file; later lines are dropped."""
+        """Close the file. Later lines are not written."""
         with self._lock, self._disk_errors_logged():
             if self._file:
                 self._file.close()

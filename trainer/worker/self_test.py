@@ -89,7 +89,7 @@ def _problem(place: Place) -> str | None:
             f"{place.setting}: {place.folder} has {free // MIB} MiB free, and the smallest run needs "
             f"{place.needs // MIB} MiB: {fix}."
         )
-    if disk.f_files and disk.f_favail < LEAST_FILES:  # some file systems do not count inodes
+    if disk.f_files and disk.f_favail < LEAST_FILES:  # some file systems do not report inodes
         return f"{place.setting}: the disk of {place.folder} has {disk.f_favail} inodes left: {fix}."
     return None
 

@@ -39,7 +39,7 @@ class Slots:
         return AcquiredSlots(self, tuple(sorted(taken)))
 
     def wait_for_free(self, seconds: float) -> bool:
-        """Wait for a free slot, for `seconds` at most. Return whether a slot is free."""
+        """Wait at most `seconds` for a free slot. Return whether a slot is free."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._free), seconds)
 

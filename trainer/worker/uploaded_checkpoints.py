@@ -58,7 +58,7 @@ class UploadedCheckpoints:
     _not_before: float = field(default=0.0, init=False)  # monotonic
 
     def note(self, run_id: str, key: str) -> None:
-        """Add a checkpoint of this run to the list, before its upload. Other keys are ignored.
+        """Add a checkpoint of this run to the list, before its upload. A key of another kind or run is ignored.
 
         If the list cannot be written, the checkpoint is uploaded without an entry and may stay in the bucket.
         """
@@ -66,7 +66,7 @@ class UploadedCheckpoints:
             self._try_append(run_id, {"bucket": self.bucket, "key": key, "at": time.time()})
 
     def delete(self, run_id: str, key: str) -> None:
-        """Delete a checkpoint of this run. Other keys are ignored. Raises the errors of the store."""
+        """Delete a checkpoint of this run. A key of another kind or run is ignored. Raises the errors of the store."""
         if is_checkpoint_of(run_id, key):
             self.store.delete(ObjectRef(bucket=self.bucket, key=key))
             self._try_append(run_id, {"deleted": key})
@@ -85,7 +85,7 @@ class UploadedCheckpoints:
             self._pause = 0.0
 
     def tidy(self) -> None:
-        """Settle up to 100 runs, starting with the run that was checked least recently."""
+        """Call `settle` for up to 100 runs, starting with the run that was checked least recently."""
         for run_id in self._runs()[:RUNS_AT_ONCE]:
             if time.monotonic() < self._not_before:
                 return
@@ -109,7 +109,7 @@ class UploadedCheckpoints:
                 self.store.delete(ObjectRef(bucket=entry["bucket"], key=key))
                 self._append(run_id, {"deleted": key})
         if row is None or row.status in (*ENDED_FOR_GOOD, Status.FAILED):
-            self._drop(run_id)  # dropped last, so that `tidy` repeats these steps after a crash or an error
+            self._drop(run_id)  # removed last, so that `tidy` repeats these steps after a crash or an error
 
     def _needed(self, row: RunRow | None, last_upload: float) -> object:
         """Return the key of the checkpoint that the run can still resume from, or None."""

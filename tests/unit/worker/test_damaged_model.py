@@ -41,7 +41,7 @@ def test_damaged_model_is_not_published_and_training_resumes(worker, name, damag
     assert row["attempt"] == 2
     assert worker.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
     [message] = worker.warnings(run_id, "model_damaged")
-    assert name in message or "not in the run's folder" in message
+    assert name in message or "not in the run folder" in message
 
 
 def test_pipe_in_place_of_model_is_reported_without_opening_it(tmp_path):
