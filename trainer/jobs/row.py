@@ -1,4 +1,4 @@
-"""Read a `training_runs` row. Only this file and write_row.py know the meaning of the columns.
+"""Read a `training_runs` row. write_row.py converts in the other direction.
 
 A row is the JSON object that the SQLite adapter or PostgREST returns, with JSON columns as text. Except for an invalid
 id, no content of a row raises an error. A value that cannot be read stays text or is reported in
@@ -69,7 +69,7 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
     run_id = row.get("id")
     if not is_run_id(run_id):
         raise Unavailable(
-            "training_runs answered with a row that has no valid id; look for a proxy or another program in between"
+            "training_runs returned a row without a valid id; look for a proxy between this host and the database"
         )
     request = RunRequest(
         data_yaml=_text(row.get("data_yaml")),

@@ -18,7 +18,7 @@ _FIRST_QUEUE_SEQ = 1_000_000
 
 
 def held(tx: Transaction, lease: Lease) -> JsonObject | None:
-    """Return the row if this claim holds its lease, or None.
+    """Return the row if the run is still claimed with the claim ID of `lease`, or None.
 
     An expired lease becomes valid again if no other worker has claimed the run.
     """

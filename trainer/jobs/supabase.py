@@ -149,7 +149,7 @@ class SupabaseQueue(SupabaseRunTable):
         unreadable: str | None = None,
         **arguments: Json,
     ) -> Job | None:
-        """Return the run in a function's answer, or None if it is empty. Raises Unreadable for an invalid id."""
+        """Return the run in a function's answer, or None for an empty answer. Raises Unreadable for an invalid id."""
         rows = self._ask(policy, function, select, **arguments)
         if rows == []:
             return None

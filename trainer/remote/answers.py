@@ -62,4 +62,6 @@ def _field(answer: Any, name: str, kind: type[T]) -> T:
 
 
 def _refuse(what: str) -> NoReturn:
-    raise Unavailable(f"storage answered without a usable {what!r}; look for a proxy or a login page in between")
+    raise Unavailable(
+        f"storage answered without a valid {what!r}; look for a proxy or a login page between this host and the server"
+    )

@@ -64,7 +64,7 @@ class Answer:
             return json.loads(self.body)
         except (ValueError, RecursionError):
             raise Unavailable(
-                "storage answered with something that is not JSON; look for a proxy or a login page in between"
+                "storage did not answer with JSON; look for a proxy or a login page between this host and the server"
             ) from None
 
 

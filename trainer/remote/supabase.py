@@ -90,7 +90,7 @@ class Project:
         return self.execute(self.function(function, arguments or {}, select=select))
 
     def function(self, name: str, arguments: JsonObject, *, select: str | None = None) -> Any:
-        """Return a call of a database function for `execute` or `rows`. `select` names the columns of its rows."""
+        """Return a call of a database function for `execute` or `rows`. `select` names the returned columns."""
         query = self._client.rpc(name, arguments)
         return query if select is None else query.select(select)
 
@@ -130,8 +130,8 @@ class Project:
     def not_json(self) -> Unreadable:
         """Return the error for a response that is not from a Supabase project."""
         return Unreadable(
-            f"{self.host} answered with something that is not the API's JSON: check SUPABASE_URL, "
-            "and look for a proxy or a login page in between.",
+            f"{self.host} did not answer with the JSON of the Supabase API: check SUPABASE_URL, "
+            "and look for a proxy or a login page between this host and the server.",
         )
 
     def _open(self) -> Client:
@@ -234,7 +234,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, httpx.ConnectError):
         return _words(error)
     if isinstance(error, ValueError):
-        return "its answer cannot be read; check SUPABASE_URL, and look for a proxy or a login page in between"
+        return "its answer cannot be read; check SUPABASE_URL, and look for a proxy or a login page between this host and the server"
     return f"the connection failed ({type(error).__name__})"
 
 

@@ -159,7 +159,9 @@ class SupabaseObjectStore:
             # take only the token from `signedURL`: the path in it is not encoded, and a key may contain `?`
             _, found, token = text(answer.json(), "signedURL").rpartition("?token=")
             if not found:
-                raise Unavailable("storage signed a URL without a token; look for a proxy or a login page in between")
+                raise Unavailable(
+                    "storage signed a URL without a token; look for a proxy or a login page between this host and the server"
+                )
             return f"{self._api.base}{path}?token={token}"
 
         return self._persist(sign, stop)
@@ -275,7 +277,7 @@ def _described(ref: ObjectRef, headers: Mapping[str, str]) -> ObjectInfo:
     length = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
     if not etag:
         raise Unavailable(
-            f"the answer for {ref.key!r} is not from storage; look for a proxy or a login page in between"
+            f"the answer for {ref.key!r} is not from storage; look for a proxy or a login page between this host and the server"
         )
     return ObjectInfo(ref=ref, bytes=number_in(length, "Content-Length"), etag=etag)
 

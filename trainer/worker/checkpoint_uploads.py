@@ -1,4 +1,4 @@
-"""Upload of checkpoints while a run trains, so that a worker on another host can resume it."""
+"""Upload of checkpoints during a training, so that a worker on another host can resume the run."""
 
 from __future__ import annotations
 

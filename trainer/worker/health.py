@@ -83,8 +83,8 @@ class Health:
     def record_service_failure(self, run_id: str, problem: str) -> None:
         """Count an internal error of the service: a bug, or the thread limit of this process.
 
-        The run may have triggered the error, so repeated errors of a single run do not make the host unhealthy,
-        unless the host is on trial.
+        Repeated errors of a single run do not make the host unhealthy, because the run may have triggered the errors.
+        On trial, one error makes the host unhealthy.
         """
         with self._lock:
             self._count(run_id, problem, at_once=False)

@@ -35,7 +35,7 @@ class _NotInBucket(Unavailable):
 
 @dataclass(frozen=True, kw_only=True)
 class FoundCheckpoint:
-    """An intact checkpoint, its metadata, and the decision how to use it."""
+    """An intact checkpoint, its metadata, and the decision whether the training can resume from it."""
 
     path: Path
     attempt: int  # attempt that wrote the checkpoint

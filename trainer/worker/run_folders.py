@@ -62,7 +62,7 @@ class RunFolders:
 
     @contextmanager
     def in_use(self, job: Job) -> Iterator[None]:
-        """Lock the folders of this attempt and of earlier attempts. During the block no service removes them."""
+        """Lock the folders of this attempt and of earlier attempts. While the block runs, no service removes them."""
         earlier = [folder.path for folder in self.attempts(job.id)]
         with ExitStack() as locks:
             for folder in sorted({self.folder(job).path, *earlier, self.view(job)}):

@@ -35,7 +35,7 @@ class RunTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class RunServices:
-    """The parts of the service that every run uses."""
+    """The ports, folders and time limits of all runs."""
 
     datasets: Datasets
     weights: Weights
