@@ -234,7 +234,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, httpx.ConnectError):
         return _words(error)
     if isinstance(error, ValueError):
-        return "its answer cannot be read; check SUPABASE_URL, and look for a proxy or a login page between this host and the server"
+        return (
+            "its answer cannot be read; check SUPABASE_URL, and look for a proxy or a login page between this host and "
+            "the server"
+        )
     return f"the connection failed ({type(error).__name__})"
 
 

@@ -105,7 +105,7 @@ class GuardedClient:
         After a failed try, `on_bytes` gets the bytes of this try as a negative number.
         `on_length` gets the stated length before anything is written. If `is_known(final_url, strong_etag, length)`
         returns True, the content is not downloaded and `sha256` is empty.
-        Raises `ObjectMissing` for a missing file, `DatasetError` for a URL that is not allowed or not usable, `Stopped`.
+        Raises `ObjectMissing` for a missing file, `DatasetError` for a URL that is invalid or not allowed, `Stopped`.
         Raises `Unavailable` when the host does not answer now.
         """
         limit = min(max_bytes or self._max_bytes, self._max_bytes)

@@ -160,7 +160,8 @@ class SupabaseObjectStore:
             _, found, token = text(answer.json(), "signedURL").rpartition("?token=")
             if not found:
                 raise Unavailable(
-                    "storage signed a URL without a token; look for a proxy or a login page between this host and the server"
+                    "storage signed a URL without a token; "
+                    "look for a proxy or a login page between this host and the server"
                 )
             return f"{self._api.base}{path}?token={token}"
 
@@ -277,7 +278,8 @@ def _described(ref: ObjectRef, headers: Mapping[str, str]) -> ObjectInfo:
     length = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
     if not etag:
         raise Unavailable(
-            f"the answer for {ref.key!r} is not from storage; look for a proxy or a login page between this host and the server"
+            f"the answer for {ref.key!r} is not from storage; "
+            "look for a proxy or a login page between this host and the server"
         )
     return ObjectInfo(ref=ref, bytes=number_in(length, "Content-Length"), etag=etag)
 

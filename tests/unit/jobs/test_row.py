@@ -57,7 +57,7 @@ def test_row_with_invalid_values_becomes_job(nonsense):
 
 @pytest.mark.parametrize("run_id", [None, "", 7, ["x"], "../x", "a/b", "a b", "x" * 65, "x\x00", "é", math.nan])
 def test_row_without_valid_id_raises_unavailable(run_id):
-    with pytest.raises(Unavailable, match="no valid id"):
+    with pytest.raises(Unavailable, match="without a valid id"):
         rows.job_of({"id": run_id, "status": "queued"})
 
 
