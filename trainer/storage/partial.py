@@ -41,7 +41,7 @@ class PartialFile:
         self.bytes = self.offset = self._safe = 0
 
     def _recall(self, stop: StopSignal) -> None:
-        if not os.access(self._note, os.F_OK):  # the usual case; this test is cheaper than an exception
+        if not os.access(self._note, os.F_OK):  # most downloads have no note; this test is cheaper than an exception
             return
         self._noted, written = True, self._note.read_bytes()
         try:

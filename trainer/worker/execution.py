@@ -99,7 +99,7 @@ class Execution:
         job, services = journal.lease.job, self._services
         reporter.started(job)
         if job.checkpoint and job.checkpoint.key:
-            # this worker also deletes the checkpoint, because the worker that uploaded it can be gone
+            # listed for a later deletion, because the worker that uploaded the checkpoint can be gone
             services.uploaded.note(job.id, job.checkpoint.key)
         with services.folders.in_use(job):
             services.folders.remove_obstacles(job)

@@ -59,7 +59,7 @@ class Heartbeat:
     def confirm(self, stop: StopSignal) -> None:
         """Wait until the lease is confirmed. Call this method before a write to the bucket. Raises `Stopped`.
 
-        The lease can expire while this process is suspended (a suspended machine, SIGSTOP). This method does not wait
+        The lease can expire while this process is suspended (a suspended host, SIGSTOP). This method does not wait
         while the queue is unavailable, because no other attempt writes to the prefix of this attempt.
         """
         while boottime() > self._trusted_until and self._unreachable_since is None and not stop.must_stop:
