@@ -1,6 +1,6 @@
 """The runs of a Supabase project, for users: the command line, an API, a search.
 
-The restricted role can read a run by its id. All other methods of this class need the service_role key.
+The restricted role can read a run by its id. All other methods of `SupabaseRunTable` need the service_role key.
 """
 
 from __future__ import annotations
