@@ -1,4 +1,4 @@
-"""Run the real command as a process, on a local queue, with a fast stand-in for the training."""
+"""Run the real command as a process, with a local queue and a fake training."""
 
 import json
 import os
@@ -12,19 +12,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, str(ROOT / "trainer_service.py")]
-STAND_IN = [sys.executable, str(ROOT / "tests" / "acceptance" / "stand_in_service.py")]
+WITH_FAKE_TRAINING = [sys.executable, str(ROOT / "tests" / "acceptance" / "service_with_fake_training.py")]
 
 
 class Service:
-    """`home` is TRAINER_HOME. The other settings are environment variables.
+    """A service process and its commands. `home` is TRAINER_HOME, and `settings` are its environment variables.
 
-    `behavior`: the options of the stand-in, or None for a real training.
+    `behavior`: the options of the fake training, or None for a real training.
     """
 
     def __init__(self, home: Path, behavior=None, **settings):
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
-        self.command = COMMAND if behavior is None else STAND_IN
+        self.command = COMMAND if behavior is None else WITH_FAKE_TRAINING
         if behavior is not None:
             self.behave(**behavior)
         self.log = home / "service.log"

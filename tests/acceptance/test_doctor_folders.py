@@ -8,7 +8,7 @@ import pytest
 from trainer import doctor
 
 
-def test_too_little_disk_is_a_fault(a_host):
+def test_too_little_free_disk_space_is_a_fault(a_host):
     a_host.monkeypatch.setattr(doctor, "LEAST_FREE", 10**18)
 
     faults = a_host.findings()
@@ -18,7 +18,7 @@ def test_too_little_disk_is_a_fault(a_host):
 
 
 @pytest.mark.parametrize("name", ["DATASET_ROOT", "RUNS_DIR", "MODELS_DIR"])
-def test_read_only_folder_is_a_fault(a_host, name):
+def test_folder_that_cannot_be_created_is_a_fault(a_host, name):
     place = a_host.home.parent / "a-file"
     place.write_text("")
     a_host.set(**{name: place / "below"})
@@ -64,7 +64,7 @@ def test_folder_without_permission_is_a_fault(a_host):
     assert "Permission denied" in a_host.fault().message
 
 
-def test_read_only_home_is_reported_for_each_folder_in_it(a_host):
+def test_home_that_is_a_file_is_reported_for_each_folder_in_it(a_host):
     place = a_host.home.parent / "a-file"
     place.write_text("")
     a_host.set(TRAINER_HOME=place)
@@ -79,7 +79,7 @@ def test_missing_extra_dataset_root_is_a_fault(a_host):
     assert "/gone does not exist, or this user cannot read it" in a_host.fault().message
 
 
-def test_several_faults_are_all_found(a_host):
+def test_all_faults_of_a_host_are_reported(a_host):
     a_host.torch("raise ImportError('gone')")
     a_host.set(EXTRA_DATASET_ROOTS="/nowhere", RUNS_DIR="/proc/nobody/writes/here")
 

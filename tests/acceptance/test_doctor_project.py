@@ -55,7 +55,7 @@ def test_anonymous_key_is_a_fault(project):
 
 @pytest.fixture
 def another_database(project, tmp_path):
-    """Connect the URL of the project to another database."""
+    """Return a function that connects the URL of the project to another database."""
     servers = []
 
     def serve(*, migrated, then=""):

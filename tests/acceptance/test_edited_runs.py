@@ -32,6 +32,8 @@ def queue(tmp_path):
 
 
 class Table:
+    """Edit runs in the queue of a service, and read their events and files."""
+
     def __init__(self, service):
         self.service = service
         self.queue = SqliteQueue(service.home / "queue.db")
@@ -49,7 +51,7 @@ class Table:
         self.service.wait_until(run_id, lambda _: epoch in self.epochs(run_id, attempt), seconds=90)
 
     def fail(self, run_id):
-        """End the run as the queue does after too many lost workers, and wait for the end of its training."""
+        """Set the status to failed, as the queue does after too many failures. Wait for the end of the training."""
         with closing(sqlite3.connect(self.service.home / "queue.db", timeout=30)) as db, db:
             db.execute(
                 "update training_runs set status = 'failed', error_message = 'Use a smaller batch.' where id = ?",
@@ -82,7 +84,7 @@ class Table:
 
 
 @pytest.mark.long
-def test_interrupted_run_resumes_with_smaller_batch_and_image_size_and_then_fewer_epochs(queue, data):
+def test_failed_run_resumes_with_edited_batch_and_image_size_and_then_with_fewer_epochs(queue, data):
     """The trained epochs are kept, and the remaining epochs use the new settings."""
     run_id = queue.service.enqueue(data, **FIRST)
     queue.train_until(run_id, 3)
@@ -113,7 +115,7 @@ def test_interrupted_run_resumes_with_smaller_batch_and_image_size_and_then_fewe
 
 
 @pytest.mark.long
-def test_run_with_edited_optimizer_starts_over_from_best_weights_and_then_resumes(queue, data):
+def test_run_with_edited_optimizer_starts_over_from_best_weights_and_later_resumes(queue, data):
     run_id = queue.service.enqueue(data, **FIRST)
     queue.train_until(run_id, 3)
     queue.fail(run_id)

@@ -166,19 +166,19 @@ def test_missing_weights_file_is_refused_only_for_local_queue(local, remote):
 
 
 @pytest.mark.parametrize("data", ["storage:datasets/cats", "https://example.org/cats.zip"])
-def test_remote_dataset_is_not_looked_up(local, data):
+def test_existence_of_remote_dataset_is_not_checked(local, data):
     check_request(local, RunRequest(data_yaml=data))
 
 
-def test_unmounted_dataset_root_is_accepted(local, tmp_path):
+def test_dataset_in_unmounted_dataset_root_is_accepted(local, tmp_path):
     mount = tmp_path / "mnt"
     check_request(
         local.model_copy(update={"extra_dataset_roots": (str(mount),)}), RunRequest(data_yaml=f"{mount}/cats")
     )
 
 
-def test_exports_are_checked_against_packages_of_local_host_only(local, remote, monkeypatch):
-    """Another worker may have other packages than this host."""
+def test_exports_are_checked_against_installed_packages_only_for_local_queue(local, remote, monkeypatch):
+    """The worker of a remote queue can have other packages than this host."""
     monkeypatch.setattr("trainer.wiring.datasets.available_exports", lambda: frozenset({"torchscript"}))
     request = RunRequest(data_yaml="storage:cats", configuration={"export": ["onnx"]})
     check_request(remote, request)
@@ -188,6 +188,6 @@ def test_exports_are_checked_against_packages_of_local_host_only(local, remote, 
         check_request(remote, RunRequest(data_yaml="storage:cats", configuration={"export": ["gif"]}))
 
 
-def test_wrong_request_is_refused_for_remote_queue(remote):
+def test_invalid_configuration_is_refused_for_remote_queue(remote):
     with pytest.raises(BadRequest, match="epochs = 0"):
         check_request(remote, RunRequest(data_yaml="storage:cats", configuration={"epochs": 0}))

@@ -12,7 +12,7 @@ OUTSIDE = "must stay"
 
 
 def aged(folder: Path, days=30.0) -> Path:
-    """Set old modification times where possible."""
+    """Set old modification times where possible, and return the folder."""
     then = time.time() - days * 86_400
     for path in [*folder.iterdir(), folder]:
         with contextlib.suppress(OSError):
@@ -45,7 +45,7 @@ NASTY = {
 
 
 def plant(root: Path, prefix: str, outside: Path, what: list[str]) -> list[Path]:
-    """Create an old folder with each kind of strange file, and links instead of folders."""
+    """Create an old folder for each kind of strange file, and links and a file instead of folders."""
     folders = []
     for number, name in enumerate(what):
         folder = root / f"{prefix}{number}"
@@ -60,6 +60,7 @@ def plant(root: Path, prefix: str, outside: Path, what: list[str]) -> list[Path]
 
 
 def everywhere(home: Path, outside: Path, prefix: str) -> list[Path]:
+    """Create strange files in every folder of the service. Return the folders that the service must remove."""
     old = [name for name in NASTY if "2100" not in name]
     runs = plant(home / "runs", f"train_{prefix}", outside, old)
     views = plant(home / "datasets" / "datasets", f"run_{prefix}", outside, old)

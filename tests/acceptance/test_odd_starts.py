@@ -1,4 +1,7 @@
-"""The command works without standard streams, home, `.env` or notify socket, or fails with an error of one line."""
+"""The command works, or fails with an error of one line, in an unusual environment.
+
+For example, it has closed standard streams, no home, a broken `.env`, or an unusable notify socket.
+"""
 
 import contextlib
 import os
@@ -139,7 +142,7 @@ def test_relative_folder_in_deleted_working_directory_is_one_line_error(service,
         (b"WORKER_ID=a\0b\n", "NUL"),
         (os.urandom(4096) + b"\xff", "cannot be read"),
     ],
-    ids=["UTF-16", "Latin-1", "a program", "a NUL byte", "noise"],
+    ids=["UTF-16", "Latin-1", "a program", "a NUL byte", "random bytes"],
 )
 def test_binary_environment_file_is_one_line_error(service, arguments, content, says):
     (service.home / ".env").write_bytes(content)
@@ -201,7 +204,7 @@ def test_dev_null_as_environment_file_is_accepted(service):
 # ── systemd's socket ──
 
 
-def bad_sockets(folder):
+def unusable_sockets(folder):
     file, closed = folder / "file", folder / "closed"
     file.touch()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
@@ -216,8 +219,8 @@ def bad_sockets(folder):
 
 
 @pytest.mark.parametrize("kind", ["missing", "relative", "file", "too long", "closed"])
-def test_bad_notify_socket_does_not_stop_service(service, tmp_path, kind):
-    service.environment |= {"NOTIFY_SOCKET": bad_sockets(tmp_path)[kind], "WATCHDOG_USEC": "400000"}
+def test_unusable_notify_socket_does_not_stop_service(service, tmp_path, kind):
+    service.environment |= {"NOTIFY_SOCKET": unusable_sockets(tmp_path)[kind], "WATCHDOG_USEC": "400000"}
     service.start()
     wait_until(lambda: any("systemd cannot be notified" in line["event"] for line in service.lines()))
     run_id = service.enqueue(draw_dataset(tmp_path / "data", images=5, size=64), epochs=1)

@@ -1,4 +1,4 @@
-"""Wrong datasets, configurations, commands and settings are refused with a clear message."""
+"""Invalid datasets, configurations, commands and settings are refused with an error that names the cause."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def without_val(folder):
     ],
     ids=["no dataset", "an empty directory", "unreadable YAML", "no labels", "no val split"],
 )
-def test_bad_dataset_fails_run_with_clear_message(home, tmp_path, make, says):
+def test_invalid_dataset_fails_run_with_error_that_names_cause(home, tmp_path, make, says):
     folder = tmp_path / "bad"
     folder.mkdir()
     with running(home, {}) as service:
@@ -59,7 +59,7 @@ def test_bad_dataset_fails_run_with_clear_message(home, tmp_path, make, says):
         ({"imgSize": "huge"}, "imgSize"),
     ],
 )
-def test_bad_configuration_fails_run_and_names_the_field(home, data, configuration, says):
+def test_invalid_configuration_fails_run_with_error_that_names_setting(home, data, configuration, says):
     with running(home, {}) as service:
         assert says in service.wait(service.insert(data, **configuration), "failed")["error_message"]
 
@@ -86,7 +86,7 @@ def test_bad_configuration_fails_run_and_names_the_field(home, data, configurati
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_wrong_command_is_one_line_error(home, arguments, says):
+def test_invalid_command_is_one_line_error(home, arguments, says):
     refused = Service(home, {}).run(*arguments, check=False)
 
     assert refused.returncode == (2 if arguments[0] == "enqueue" else 1)
@@ -99,7 +99,7 @@ def test_wrong_command_is_one_line_error(home, arguments, says):
     "config",
     ["{}", "null", '{"seed": 1, "lrf": 1e-5}', '{"note": 100000000000000000000000}', '{"note": %s}' % ("[" * 31 + "]" * 31)],
 )  # fmt: skip
-def test_config_within_limits_is_queued(home, data, config):
+def test_run_with_config_within_limits_is_queued(home, data, config):
     service = Service(home, {})
 
     run_id = service.run("enqueue", "--data", str(data), "--config", config).stdout.strip()
@@ -107,7 +107,7 @@ def test_config_within_limits_is_queued(home, data, config):
     assert service.row(run_id)["configuration"] == json.loads(config)
 
 
-def test_command_with_wrong_url_of_the_project_exits_with_code_2(home):
+def test_command_with_invalid_project_url_exits_with_code_2(home):
     service = Service(
         home, {}, SUPABASE_URL="foo", SUPABASE_SERVICE_ROLE_KEY="sb_secret_of_the_test", BACKEND="supabase"
     )
@@ -118,7 +118,7 @@ def test_command_with_wrong_url_of_the_project_exits_with_code_2(home):
     assert refused.stderr.startswith("error: SUPABASE_URL must be the project's URL")
 
 
-def test_wrong_settings_are_all_reported_with_exit_code_2(home):
+def test_all_invalid_settings_are_reported_with_exit_code_2(home):
     service = Service(home, {}, POLL_INTERVAL="soon", SLOTS="-1")
 
     refused = service.run(check=False)

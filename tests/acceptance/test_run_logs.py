@@ -45,7 +45,7 @@ def test_each_phase_is_an_event_with_time_and_transferred_bytes(supabase, drawn,
     assert events[0]["seconds"] is None
     assert all(event["seconds"] >= 0 for event in events[1:])
     after = {before["phase"]: event for before, event in itertools.pairwise(events)}
-    # 10 images, their labels, data.yaml
+    # 10 images, 10 label files and data.yaml
     assert after["downloading"]["files"] >= 20
     assert after["downloading"]["bytes"] > 10 * 500
     assert after["downloading"]["rate"] > 0
@@ -64,7 +64,7 @@ def test_every_log_line_of_a_run_has_id_attempt_and_phase(supabase, drawn, home)
             deadline = time.monotonic() + 60
             while app.row(run_id)["progress_epoch"] < 1 and time.monotonic() < deadline:
                 time.sleep(0.05)
-            # from now on, heartbeats and checkpoint uploads get no answer
+            # from now on, heartbeats and checkpoint uploads fail
             supabase.gateway.faults = lambda _, path: (503, {}, b"") if "beat_training_run" in path else None
             storage.fault("status", on="POST /object/training-artifacts", status=403, times=3, body=b"{}")
             while "queue unavailable" not in service.log.read_text() and time.monotonic() < deadline:
@@ -136,7 +136,7 @@ def test_run_log_is_an_artifact(home, drawn):
     assert local.startswith(published)
 
 
-def test_journal_line_has_priority_and_labels(home, drawn):
+def test_journald_line_has_priority_and_run_id(home, drawn):
     service = Service(home, {}, LOG_FORMAT="journal")
     service.start()
     try:

@@ -52,7 +52,7 @@ def key(request, supabase):
 
 
 class Leaks:
-    """The output of the service: `out` maps each place to the text that was found there."""
+    """Search the output of the service for secrets. `out` maps each place to its text."""
 
     def __init__(self, service, app, secrets):
         self.service, self.app, self.secrets = service, app, secrets
@@ -78,6 +78,7 @@ class Leaks:
                 self.out[f"{bucket}/{name}"] = storage.get(bucket, name).decode("latin-1")
 
     def found(self):
+        """Return each place with each secret that its text contains."""
         return sorted(
             {(place, secret) for place, text in self.out.items() for secret in self.secrets if secret in text}
         )
@@ -90,7 +91,7 @@ class Leaks:
 @contextmanager
 def service_on(home, supabase, key, **settings):
     service = Service(
-        home, {"lines": 2}, STAND_IN="prints_its_environment.py", **settings_for(supabase, key), **settings
+        home, {"lines": 2}, FAKE_TRAINING="prints_its_environment.py", **settings_for(supabase, key), **settings
     )
     service.environment |= {
         "AWS_SECRET_ACCESS_KEY": AWS, "HTTP_PROXY_PASSWORD": PASSWORD, "WANDB_API_KEY": AWS, "LOG_LEVEL": "DEBUG",
@@ -164,7 +165,7 @@ def _printed_by_the_training_itself(place, run_id):
     return run_id in place and ("run.log" in place or place.startswith("logs "))
 
 
-def test_wrong_key_is_not_quoted(supabase, storage, key, tmp_path):
+def test_wrong_key_appears_in_no_output(supabase, storage, key, tmp_path):
     wrong = key[:-6] + "WRONG1"
     with WebApp(supabase) as app, service_on(tmp_path / "home", supabase, wrong) as service:
         leaks = Leaks(service, app, [wrong, AWS, PASSWORD])
@@ -189,7 +190,7 @@ def test_printed_settings_contain_no_secret(monkeypatch):
     assert "sb_secret" not in f"{settings!r} {settings} {settings.model_dump_json()} {settings.model_dump()}"
 
 
-def test_error_about_a_setting_does_not_quote_the_key(tmp_path):
+def test_error_about_a_setting_does_not_contain_the_key(tmp_path):
     service = Service(tmp_path / "home", SUPABASE_SERVICE_ROLE_KEY="sb_secret_" + "x" * 20, SLOTS="many")
     service.environment["SUPABASE_URL"] = ""
 

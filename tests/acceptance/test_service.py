@@ -108,7 +108,7 @@ def test_logs_follow_prints_until_run_ends(home, data):
 
 
 @pytest.mark.long
-def test_two_slots_train_two_runs_and_third_run_waits(home, data):
+def test_third_run_waits_while_two_slots_train(home, data):
     with running(home, {"seconds_per_epoch": 0.5}, SLOTS=2) as service:
         runs = [service.enqueue(data, epochs=epochs) for epochs in (500, 500, 1)]
         for run in runs[:2]:
@@ -122,7 +122,7 @@ def test_two_slots_train_two_runs_and_third_run_waits(home, data):
             service.wait(run, "completed")
 
 
-def test_idle_service_needs_little_memory_and_has_no_torch(home):
+def test_idle_service_uses_little_memory_and_does_not_load_torch(home):
     with running(home, {}) as service:
         time.sleep(2)
         process = psutil.Process(service.process.pid)

@@ -1,4 +1,4 @@
-"""The real command assigns GPUs to runs; the driver and the training are fakes."""
+"""The real command assigns GPUs to runs; the GPUs and the training are fake."""
 
 import re
 import time
@@ -7,7 +7,7 @@ import pytest
 
 from tests.acceptance.service import running
 
-PRINTS_GPUS = {"STAND_IN": "prints_its_environment.py"}
+PRINTS_GPUS = {"FAKE_TRAINING": "prints_its_environment.py"}
 
 
 def finish(service, run_id):
@@ -87,7 +87,7 @@ def test_second_slot_does_not_count_as_second_gpu(home, data):
 
 def test_run_with_fewer_gpus_than_requested_gets_a_warning(home, data):
     with running(home, {}, PRETENDED_GPUS=2, **PRINTS_GPUS) as service:
-        # the queue reads only the key `device`
+        # the queue reads `device`, but not `Device`
         run = service.enqueue(data, epochs=1, Device="0,1")
         service.wait(run, "completed")
 
@@ -98,7 +98,7 @@ def test_run_with_fewer_gpus_than_requested_gets_a_warning(home, data):
 @pytest.mark.training
 @pytest.mark.long
 def test_real_training_on_two_devices_survives_restart(home, data):
-    ranks = {"STAND_IN": "../../training/programs/ranks_on_cpu.py", "LEASE_SECONDS": 30, "PRETENDED_GPUS": 2}
+    ranks = {"FAKE_TRAINING": "../../training/programs/ranks_on_cpu.py", "LEASE_SECONDS": 30, "PRETENDED_GPUS": 2}
     ask = {"device": "0,1", "batch": 4, "imgsz": 64, "workers": 0, "plots": False}
     with running(home, {}, **ranks) as service:
         run = service.enqueue(data, epochs=4, **ask)

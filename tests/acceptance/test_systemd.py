@@ -1,4 +1,4 @@
-"""A fake systemd: notify socket, watchdog and signals. The tools of systemd check the units."""
+"""The service under a fake systemd: notify socket, watchdog and signals. systemd-analyze checks the units."""
 
 import re
 import shutil
@@ -150,7 +150,7 @@ def test_unit_has_low_exposure_level(unit):
 def test_unit_allows_the_sandbox_of_training_processes(unit):
     """The unit must list the system calls of the sandbox, because no filter set of systemd 252 contains them.
 
-    The last filter that names a call has priority.
+    If several filters name a system call, the last one has priority.
     """
     filters = re.findall(r"^SystemCallFilter=(.*)$", (UNITS / unit).read_text(), re.MULTILINE)
 
@@ -191,7 +191,7 @@ def test_stop_timeout_is_longer_than_drain():
 
 
 def test_units_and_their_environment_file_set_different_settings():
-    """A setting of the file has priority over the unit, so the installation removes the settings of the units."""
+    """The file has priority over a unit, so the installation removes the settings of the units from the file."""
     units = [path.read_text() for path in UNITS.glob("*.service")]
     lines = re.findall(r"^Environment=(.+)$", "\n".join(units), re.MULTILINE)
     removed = re.search(r"sed -i -E '/\^\(([A-Z_|]+)\)=/d'", (UNITS / "README.md").read_text())

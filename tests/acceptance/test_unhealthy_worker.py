@@ -1,4 +1,4 @@
-"""An unhealthy worker, or one that cannot start, is visible to the operator."""
+"""Messages for the operator about a worker that is unhealthy or cannot start."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def test_worker_with_lost_folder_is_unhealthy_and_its_run_waits(lost, tmp_path):
     assert f"gpu-7 claims no runs: {worker['status_message']}" in doctor.stdout
 
 
-def test_uncreatable_folder_ends_service_with_one_line_error_and_code_2(tmp_path):
+def test_folder_that_cannot_be_created_ends_service_with_one_line_error_and_code_2(tmp_path):
     (tmp_path / "a-file").write_text("")
     service = Service(tmp_path / "home", {}, RUNS_DIR=tmp_path / "a-file" / "runs")
     service.start()

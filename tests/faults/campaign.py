@@ -3,9 +3,9 @@
     python -m tests.faults.campaign --minutes 10 --workers 4 --seed 7
     python -m tests.faults.campaign --minutes 20 --real
 
-A campaign uses real processes and signals, real PostgreSQL and PostgREST, and a stand-in for Storage. The training is a
-quick stand-in, or Ultralytics with `--real`. The seed determines the faults, their hosts and their times. But the
-scheduling of the processes differs between two campaigns.
+A campaign uses real processes and signals, real PostgreSQL and PostgREST, and a stand-in for Storage. The training is
+fake; with `--real`, Ultralytics trains. The seed determines the faults, the affected hosts and the pauses between
+faults. But the scheduling of the processes differs between two campaigns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.faults.disks import DiskUnavailable, HostDisk
 from tests.faults.findings import Findings
 from tests.faults.hosts import Host, gone
 from tests.faults.random_faults import released
-from tests.faults.recipes import RealTraining, StandIn
+from tests.faults.recipes import FakeTraining, RealTraining
 from trainer.core.job import Status
 
 REFUSED = 2  # exit code of a service that cannot work with its settings
@@ -41,7 +41,7 @@ _LARGE = shutil.ignore_patterns("*.img", "*.pt")
 
 @dataclass
 class Site:
-    """A host, its disk, and the proxy between it and the cloud. A fault holds a lock while it uses the host or the disk."""
+    """A host, its disk, and its proxy to the cloud. A fault holds a lock while it uses the host or the disk."""
 
     host: Host
     wire: object
@@ -141,12 +141,14 @@ class Campaign:
             try:
                 site.host.wait_idle(30, spares=int(self.recipe.keeps_spare), torn=site.disk is not None)
             except AssertionError as left:
-                self.findings.violations.append(f"I10: left on {site.host.home.name}: {str(left)[:300]}")
+                self.findings.violations.append(f"I10: {site.host.home.name} is not idle: {str(left)[:300]}")
             self._stop(site)
         self._check_bucket()
         for process in psutil.process_iter(["cmdline"]):
             if any(str(self._folder) in part for part in process.info["cmdline"] or ()):
-                self.findings.violations.append(f"I10: process {process.pid} is left: {process.info['cmdline']}")
+                self.findings.violations.append(
+                    f"I10: process {process.pid} is still running: {process.info['cmdline']}"
+                )
 
     def _stop(self, site: Site) -> None:
         wait_for(site.host.handles_sigterm)
@@ -154,10 +156,10 @@ class Campaign:
         if (code := site.host.stop(seconds=30)) != 0:
             self.findings.violations.append(f"I10: {site.host.home.name} exited with {code}")
         if not gone(children):
-            self.findings.violations.append(f"I10: processes of {site.host.home.name} are left")
+            self.findings.violations.append(f"I10: processes of {site.host.home.name} are still running")
 
     def _check_bucket(self) -> None:
-        """I10: at its start, a service removes unused checkpoints. A failed run keeps one checkpoint."""
+        """I10: after each service has started once more, the bucket has only checkpoints of failed runs."""
 
         def left() -> list[str]:
             failed = {row["id"] for row in self.cloud.rows() if row["status"] == "failed"}
@@ -174,7 +176,7 @@ class Campaign:
             self._stop(site)
         # on a full disk, the service cannot record its uploads, so it does not remove the checkpoints
         if left() and not self.counts["full disk"] + self.counts["read only disk"]:
-            self.findings.violations.append(f"I10: left in the bucket: {left()}")
+            self.findings.violations.append(f"I10: unused checkpoints in the bucket: {left()}")
 
     def _enqueue(self) -> None:
         if self.most is not None and len(self.runs) >= self.most:
@@ -191,7 +193,7 @@ class Campaign:
             if fault(self, site, dice):
                 self.counts[name] += 1
         except Exception as error:  # this is a thread: nothing else would report the error
-            self.findings.violations.append(f"the fault itself failed, {name}: {error!r}")
+            self.findings.violations.append(f"the code that injects the fault {name!r} failed: {error!r}")
 
     def ask(self, question):
         """Return the answer, or None while the servers are down."""
@@ -214,7 +216,7 @@ def run_campaign(
     seed: int,
     keep: Path | None = None,
 ) -> Campaign:
-    """Run a campaign and return it with its findings. `keep` gets a copy of the files of the hosts."""
+    """Run a campaign and return it with its findings. Copy the files of the hosts to `keep`, if it is given."""
     with tempfile.TemporaryDirectory(prefix="campaign-") as name:
         folder = Path(name)
         with running_cloud(recipe.draw(folder / "drawn")) as cloud:
@@ -237,12 +239,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, help="4 without --real, 2 with it")
+    parser.add_argument("--workers", type=int, help="number of hosts (default: 4, with --real 2)")
     parser.add_argument("--runs", type=int, help="maximum number of runs (default: enough to keep the workers busy)")
-    parser.add_argument("--real", action="store_true", help="train with Ultralytics instead of a quick stand-in")
+    parser.add_argument("--real", action="store_true", help="train with Ultralytics instead of the fake training")
     parser.add_argument("--keep", type=Path, help="copy the files of all hosts into this folder after the campaign")
     options = parser.parse_args()
-    recipe = RealTraining() if options.real else StandIn()
+    recipe = RealTraining() if options.real else FakeTraining()
     workers = options.workers or (2 if options.real else 4)
     campaign = run_campaign(
         recipe, 60 * options.minutes, workers=workers, runs=options.runs, seed=options.seed, keep=options.keep,

@@ -1,6 +1,6 @@
 """A Supabase project under test: real PostgreSQL and PostgREST, a stand-in for Storage, and a record of every change.
 
-`check_invariants` checks I1, I2, I3, I4, I5, I7 and I8 from that record after every test. A test asserts only its
+After every test, `check_invariants` checks I1 to I5, I7 and I8 with that record and the rows. A test asserts only its
 own results.
 """
 
@@ -26,7 +26,7 @@ BUCKET = "training-artifacts"
 
 
 class Bucket(StorageServer):
-    """The Storage server, with the time and key of each write."""
+    """The stand-in for Storage, with a list of all writes."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -139,7 +139,7 @@ class Cloud:
         return found
 
     def trained(self, run_id: str) -> dict[int, list[int]]:
-        """Return the epochs that each attempt trained. An attempt first reports the epochs of the attempt before it."""
+        """Return the epochs that each attempt trained, without the earlier epochs that it reports before its training."""
         found: dict[int, list[int]] = {}
         for event in self.events(run_id):
             if event["kind"] == "phase" and event["data"]["phase"] == "training":
@@ -175,7 +175,7 @@ class Cloud:
         return self.wait_until(run_id, lambda row: row["status"] in statuses, seconds)
 
     def wait_until(self, run_id: str, holds, seconds=40):
-        """Return the row as soon as `holds(row)`."""
+        """Wait until `holds(row)` is true, and return the row."""
         row = None
 
         def look() -> bool:
@@ -205,7 +205,7 @@ class Cloud:
         return Proxy("127.0.0.1", int(self.gateway.url.rpartition(":")[2]))
 
     def refuse(self, what: str, status: int = 503, body: bytes = b"{}") -> None:
-        """Answer every request whose path contains `what` with this error, until `gateway.reset()`."""
+        """Answer every request whose path contains `what` with this status and body, until `gateway.reset()`."""
         kind = "text/html" if body.startswith(b"<") else "application/json"
         self.gateway.faults = lambda _, path: (status, {"Content-Type": kind}, body) if what in path else None
 
@@ -225,7 +225,7 @@ class Cloud:
     # ── invariants ──
 
     def check_published(self, row) -> None:
-        """I8: the bucket has each artifact of the row, byte for byte, and one of them is the model."""
+        """I8: the bucket has each artifact of the row, byte for byte. A completed row names its best.pt as the model."""
         artifacts = row["results"]["artifacts"]
         for artifact in artifacts:
             content = self.storage.get(BUCKET, artifact["path"])
@@ -237,7 +237,7 @@ class Cloud:
             assert best["path"] in row["trained_model_url"]
 
     def check_epochs(self, run_id: str, *, back: int) -> None:
-        """I9: an attempt reports each epoch once, in order, and repeats at most `back` epochs of its predecessor."""
+        """I9: an attempt reports each epoch once, in order, and repeats at most `back` epochs of the last attempt."""
         reported = self.epochs(run_id)
         for epochs in reported.values():
             assert epochs == list(range(epochs[0], epochs[0] + len(epochs)))
@@ -272,7 +272,7 @@ def wait_for(holds, seconds=30.0, describe=lambda: "") -> None:
         except (httpx.TransportError, httpx.HTTPStatusError):
             pass
         time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s: {describe()}")
+    raise AssertionError(f"timeout after {seconds} s: {describe()}")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cloud_servers(drawn):
-    """Without the binaries, the tests are skipped on a laptop and fail in CI."""
+    """One cloud for all tests. If a server program is missing, the tests are skipped, and in CI they fail."""
     try:
         with running_cloud(drawn) as cloud:
             yield cloud

@@ -120,8 +120,8 @@ class Disk:
 class PowerCut(Disk):
     """An ext4 file system, mounted with its defaults, that loses its power and is mounted again.
 
-    Just before, `fail` commits the journal, as the kernel does every five seconds. So file names are kept, but files
-    that were not synced are empty.
+    Before the power cut, `fail` commits the journal of ext4, as the kernel does every five seconds. So file names are
+    kept, but files that were not synced are empty.
     """
 
     def __init__(self, place: Path, mebibytes: int = GIB_AND_A_HALF) -> None:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from tests.faults.record import check_change
 from trainer.core.job import Status
 
-# the names of the faults in the table
+# fault → its name in the table of results
 KILLS = {
     "kill training": "trainings", "kill service": "services", "kill subreaper": "subreapers of a training",
     "kill spare": "processes waiting for the next run",
@@ -28,7 +28,7 @@ class Findings:
     def __init__(self, cloud) -> None:
         self.violations: list[str] = []
         self.cancels: list[float] = []  # seconds from the cancel request until the process is gone
-        self.takeovers: list[float] = []  # seconds from the kill of a service to the next attempt's claim
+        self.takeovers: list[float] = []  # seconds from the kill of a service to the claim of the next attempt
         self.lost: list[float] = []  # seconds of training that were lost by a kill
         self.ended: Counter[str] = Counter()
         self.cloud = cloud
@@ -39,7 +39,7 @@ class Findings:
         self._kills: list[tuple[float, str, int, bool]] = []
 
     def killed(self, row, *, service: bool = False) -> None:
-        """Record a kill at this moment, in this attempt of the run."""
+        """Record that the training of this attempt was killed now. With `service`, its service was killed."""
         self._kills.append((time.time(), row["id"], row["attempt"], service))
 
     def check(self, runs: list[str], recipe) -> None:
@@ -84,14 +84,14 @@ class Findings:
             self.violations.append(f"I6: {row['id']} is still {status}")
         kills = sum(run_id == row["id"] for _, run_id, _, _ in self._kills)
         if status is Status.FAILED and kills < row["max_attempts"]:
-            self.violations.append(f"I7: {row['id']} failed without a reason: {row['error_message']}")
+            self.violations.append(f"I7: {row['id']} failed after only {kills} kills: {row['error_message']}")
         attempts = sorted(self.cloud.epochs(row["id"]).items())
         trained = self.cloud.trained(row["id"])
         if status is Status.COMPLETED:
             self._check_completed(row, attempts)
         for attempt, epochs in attempts:
             if epochs != list(range(epochs[0], epochs[0] + len(epochs))):
-                self.violations.append(f"I9: attempt {attempt} of {row['id']} reported {epochs}")
+                self.violations.append(f"I9: attempt {attempt} of {row['id']} reported the epochs {epochs}")
             if row["id"] in self.requeued or attempt not in trained:
                 continue
             known = claims.get((row["id"], attempt), {"became": {}})["became"].get("checkpoint") or {"epoch": 0}

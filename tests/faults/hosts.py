@@ -13,7 +13,7 @@ import psutil
 from tests.acceptance.service import COMMAND, Service
 from tests.faults.cloud import wait_for
 
-STAND_IN = [sys.executable, str(Path(__file__).with_name("stand_in_service.py"))]
+WITH_FAKE_TRAINING = [sys.executable, str(Path(__file__).with_name("service_with_fake_training.py"))]
 LEASE = 3.0
 
 
@@ -32,7 +32,7 @@ class Host(Service):
             "ALLOW_WEIGHTS_DOWNLOAD": "0",
         } | settings
         super().__init__(home, behavior, **settings)
-        self.command = COMMAND if behavior is None else STAND_IN
+        self.command = COMMAND if behavior is None else WITH_FAKE_TRAINING
         self.cloud = cloud
 
     def training(self, seconds=20.0) -> psutil.Process:
@@ -88,7 +88,7 @@ class Host(Service):
         return self.home / "runs" / (f"train_{run_id}" + ("" if attempt == 1 else f"-{attempt}"))
 
     def wait_idle(self, seconds=20.0, spares=0, torn=False) -> None:
-        """I10: wait until no journal is left, and only `spares` training processes, which wait for the next run.
+        """I10: wait until no journal is left, and no processes except `spares` prestarted training processes.
 
         With `torn`, journals that a crash of the host made unreadable can remain.
         """
@@ -115,9 +115,7 @@ class Host(Service):
 
 
 def _is_training(process: psutil.Process) -> bool:
-    return any(
-        part.endswith(("stand_in_training.py", "trainer.training.child.main")) for part in _command(process)[1:3]
-    )
+    return any(part.endswith(("fake_training.py", "trainer.training.child.main")) for part in _command(process)[1:3])
 
 
 def _is_subreaper(process: psutil.Process) -> bool:

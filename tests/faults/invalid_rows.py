@@ -10,7 +10,7 @@ import uuid
 
 _NESTED = 1500
 
-# name → columns of the row as SQL; `configuration` is jsonb, the others text
+# name → columns of the row as SQL; `configuration` is jsonb, the other columns are text
 ROWS = {
     "nested configuration": {"configuration": '{"epochs": ' + "[" * _NESTED + "]" * _NESTED + "}"},
     "nested objects": {"configuration": '{"a": ' * _NESTED + "1" + "}" * _NESTED},

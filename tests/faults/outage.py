@@ -20,7 +20,7 @@ from tests.faults.cloud import Cloud, running_cloud, wait_for
 from tests.faults.hosts import Host
 from trainer.demo import draw_dataset
 
-# settings that have shorter times in other tests
+# settings that other tests shorten; here they have their defaults
 SHORTENED = (
     "LEASE_SECONDS", "CANCEL_CHECK_INTERVAL", "HEARTBEAT_INTERVAL", "PROGRESS_INTERVAL", "POLL_INTERVAL", "CANCEL_GRACE",
     "DRAIN_SECONDS", "CHECKPOINT_INTERVAL",

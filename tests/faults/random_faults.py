@@ -1,7 +1,7 @@
-"""The faults and user actions of a campaign. Each function returns False if it could not do anything.
+"""The faults and user actions of a campaign. Each function returns False if nothing happened.
 
-Each fault runs in its own thread, together with other faults. `site` is the affected host, `dice` the source of random
-numbers.
+Each fault runs in its own thread, together with other faults. `site` is the affected host, and `dice` is the source of
+random numbers.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def invalid_row(campaign, site, dice) -> bool:
 
 
 def edit_and_requeue(campaign, site, dice) -> bool:
-    """Edit and requeue an ended run, as a user does after an error message, or edit a waiting run."""
+    """Edit and requeue an ended run, as a user does after an error message, or edit a run that waits for its next attempt."""
     rows = [row for row in campaign.ask(campaign.cloud.rows) or [] if row["id"] in campaign.runs]
     editable = [
         row for row in rows if Status(row["status"]).is_terminal or (row["status"] == "queued" and row["attempt"])

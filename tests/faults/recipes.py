@@ -17,7 +17,7 @@ from trainer.demo import draw_dataset
 ATTEMPTS = 5
 REAL_ATTEMPTS = 12  # on a busy machine, many faults happen before the first epoch
 # relative frequency of each fault
-STAND_IN_FAULTS = {
+FAKE_TRAINING_FAULTS = {
     faults.kill_training: 6,
     faults.kill_subreaper: 2,
     faults.kill_service: 5,
@@ -62,7 +62,8 @@ REAL_FAULTS = {
     faults.full_disk: 1,
     faults.read_only_disk: 1,
 }
-MEAN_EPOCHS, LONGEST_PAUSE = 2.0, 15.0  # between two faults: mean number of epochs of all runs, maximum seconds
+MEAN_EPOCHS = 2.0  # mean number of epochs that all runs together train between two faults
+LONGEST_PAUSE = 15.0  # seconds between two faults, even if fewer epochs were trained
 REAL_LEASE = 8.0  # seconds
 REAL_SETTINGS = {
     "LEASE_SECONDS": REAL_LEASE,
@@ -79,15 +80,15 @@ REAL_CONFIGURATION = {
 }  # fmt: skip
 
 
-class StandIn:
-    """A stand-in for the training: each epoch takes 0.2 s and is a new best."""
+class FakeTraining:
+    """Fake trainings: each epoch takes 0.2 s and is a new best."""
 
     title = "a fast fake training"
     lease = LEASE
-    exit_seconds = 20  # after SIGTERM
-    patience = 180  # seconds until the last run has ended
+    exit_seconds = 20  # time limit of a service after SIGTERM
+    patience = 180  # time limit in seconds until the last run has ended
     keeps_spare = False
-    faults = STAND_IN_FAULTS
+    faults = FAKE_TRAINING_FAULTS
 
     def draw(self, folder: Path) -> Path:
         return draw_dataset(folder, images=6, size=32)

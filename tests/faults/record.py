@@ -1,9 +1,10 @@
-"""The record of all changes of runs, written by a trigger, and the rules that each change must follow."""
+"""A database trigger that records the changes of runs, and the rules that each change must follow."""
 
 from __future__ import annotations
 
 from trainer.core.job import TRANSITIONS, Status
 
+# columns that do not change after the end of a run
 LASTING = ("status", "claim_id", "attempt", "results", "trained_model_url", "error_message", "completed_at")
 RECORD = """
 create schema faults;
@@ -12,7 +13,7 @@ create table faults.changes (
   n bigserial, at timestamptz default clock_timestamp(), path text default current_setting('request.path', true),
   run_id uuid, was jsonb, became jsonb);
 create table faults.stale_events (run_id uuid, attempt integer, event jsonb, row jsonb);
-create function faults.note_change() returns trigger language plpgsql security definer as $$
+create function faults.record_change() returns trigger language plpgsql security definer as $$
 begin
   -- without the columns in which a test stores values that no client can read
   insert into faults.changes (run_id, was, became) values (new.id,
@@ -20,19 +21,19 @@ begin
     to_jsonb(new) - array['run_name', 'base_model', 'data_yaml', 'configuration']);
   return null;
 end $$;
--- all changes except those of a heartbeat; of an ended run all changes
+-- all changes of an ended run; of any other run, all changes except those of a heartbeat
 create trigger faults_change after update on training_runs for each row when (
   old.status in ('completed', 'failed', 'canceled')
   or (old.status, old.claim_id, old.attempt, old.failures, old.error_message, old.trained_model_url, old.checkpoint)
     is distinct from
     (new.status, new.claim_id, new.attempt, new.failures, new.error_message, new.trained_model_url, new.checkpoint)
-) execute function faults.note_change();
-create function faults.note_event() returns trigger language plpgsql security definer as $$
+) execute function faults.record_change();
+create function faults.record_stale_event() returns trigger language plpgsql security definer as $$
 declare
   run public.training_runs;
 begin
   select * into run from public.training_runs where id = new.run_id;
-  if new.seq >= 1000000 then  -- an event of the queue itself, with which it can end a run
+  if new.seq >= 1000000 then  -- an event that the queue itself added, maybe when it ended the run
     return null;
   end if;
   if run.attempt <> new.attempt or run.status in ('completed', 'failed', 'canceled') then
@@ -40,7 +41,8 @@ begin
   end if;
   return null;
 end $$;
-create trigger faults_event after insert on training_run_events for each row execute function faults.note_event();
+create trigger faults_event after insert on training_run_events for each row
+  execute function faults.record_stale_event();
 -- the real backoff times (10 s, 20 s, …) have their own tests
 create or replace function trainer.back_off(failures integer) returns interval
 language sql immutable parallel safe set search_path = '' as $$ select 0.3 * interval '1 second' $$;

@@ -1,4 +1,4 @@
-"""F22: sixty runs, one after another, leave no resources behind in the service."""
+"""F22: sixty runs, one after another, do not increase the resource use of the service."""
 
 import os
 from pathlib import Path

@@ -103,8 +103,8 @@ def test_run_completes_in_one_attempt_despite_wrong_answers_of_queue(cloud, host
 
 
 @pytest.mark.parametrize("status", long_except(WRONG_ANSWERS, 200, 429, 502))
-def test_unanswered_release_is_repeated_within_drain_time(cloud, host, status):
-    """F7 F13 (I6 I7): the last call of a stopped service fails at first. Its run is queued, and no failure is counted."""
+def test_refused_release_is_retried_within_drain_time(cloud, host, status):
+    """F7 F13 (I6 I7): a stopped service releases its run, and the first calls fail. No failure is counted."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=30)
     cloud.wait_epoch(run_id, 2)
@@ -150,7 +150,7 @@ def test_call_is_idempotent_after_lost_answer(cloud, host, call):
 
 
 def test_worker_keeps_lease_while_refused_outcome_is_retried(cloud, host):
-    """F6 F7 (I1 I6 I8): only the last call fails, for longer than a lease. The worker keeps the lease."""
+    """F6 F7 (I1 I6 I8): the queue refuses the outcome for longer than a lease. The worker renews its lease."""
     a = host("a", QUICK)
     cloud.refuse("finish_training_run", 500)
     run_id = cloud.enqueue(epochs=3)
@@ -167,7 +167,7 @@ def test_worker_keeps_lease_while_refused_outcome_is_retried(cloud, host):
 
 @pytest.mark.long
 def test_training_continues_while_key_is_revoked(cloud, host):
-    """F26 (I6): queue and Storage refuse the key during a run. The service logs this, and continues later."""
+    """F26 (I6): queue and Storage refuse the key during a run. The service logs this, and the run completes later."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=30)
     cloud.wait_epoch(run_id, 2)
@@ -189,7 +189,7 @@ def test_training_continues_while_key_is_revoked(cloud, host):
 
 
 def test_disconnected_host_stops_training_after_takeover(cloud, host, wire):
-    """F26 F4 (I1 I5): a disconnected host loses its run to another host, and stops it when reconnected."""
+    """F26 F4 (I1 I5): a disconnected host loses its run to another host. When connected again, it stops its training."""
     a = host("a", SLOW, url=wire.url)
     run_id = cloud.enqueue(epochs=40)
     cloud.wait_epoch(run_id, 3)

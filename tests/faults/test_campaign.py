@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.faults.campaign import run_campaign
-from tests.faults.recipes import RealTraining, StandIn
+from tests.faults.recipes import FakeTraining, RealTraining
 from tests.postgres_server import MissingBinary
 
 
@@ -22,7 +22,7 @@ def campaign(recipe, seconds, **options):
 @pytest.mark.long
 def test_random_faults_violate_no_invariant():
     """F27 (I1 to I10), with a fixed seed. `make faults` runs longer, with other seeds."""
-    done = campaign(StandIn(), 35, workers=3, runs=12, seed=11)
+    done = campaign(FakeTraining(), 35, workers=3, runs=12, seed=11)
 
     assert done.findings.violations == []
     assert done.findings.ended["completed"] >= 1

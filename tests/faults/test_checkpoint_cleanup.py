@@ -1,4 +1,4 @@
-"""I10 for the bucket: checkpoints are removed when no run can resume from them, for every way to end a run."""
+"""I10 for the bucket: however a run ends, its checkpoints are removed when it cannot resume from them any more."""
 
 import pytest
 
@@ -124,7 +124,7 @@ def test_failed_run_keeps_checkpoint_until_it_completes(cloud, host):
 
 @pytest.mark.parametrize("named", long_except(["training_runs/{other}/1/best.pt", "other/model.pt"], "other/model.pt"))
 def test_object_named_only_by_row_is_not_deleted(cloud, host, named):
-    """Other clients can write the row, so its checkpoint value is not enough to delete an object."""
+    """Other clients can write the row, so a worker must not delete an object only because a row names it."""
     other = "00000000-0000-4000-8000-000000000000"
     key = named.format(other=other)
     cloud.storage.put(BUCKET, key, b"of another run")

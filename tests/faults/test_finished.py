@@ -11,7 +11,7 @@ from tests.faults.conftest import QUICK
 from tests.faults.disks import Disk, DiskUnavailable
 from tests.long import long_except
 
-MODEL = b"not really weights: best.pt 4"  # the stand-in's model after four epochs
+MODEL = b"not really weights: best.pt 4"  # the model of the fake training after four epochs
 NO_KEY = b'{"statusCode":"404","error":"NoSuchKey","message":"Object not found"}'
 DAMAGES = {
     "gone": lambda path: path.unlink(),
@@ -50,7 +50,7 @@ def test_damaged_model_is_rebuilt_before_run_completes(cloud, host, damage):
     a.wait_idle()
 
 
-def test_intact_model_is_uploaded_without_training_again(cloud, host):
+def test_intact_model_is_uploaded_without_second_training(cloud, host):
     """F2 (I8): the service is killed during the upload, and the model is intact. Only the upload is repeated."""
     a = host("a", QUICK)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=6)
@@ -66,14 +66,14 @@ def test_intact_model_is_uploaded_without_training_again(cloud, host):
 
 
 WRONG_ANSWERS = {
-    "signing answers 404 once": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 1},
-    "signing answers 404 for a while": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 8},
+    "404 once for a signed URL": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 1},
+    "404 for a while for a signed URL": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 8},
     "a login page for every route": {"on": "/", "status": 200, "body": b"<html>Log in</html>", "times": 40},
     "null for every route": {"on": "/", "status": 200, "body": b"null", "times": 40},
 }
 
 
-@pytest.mark.parametrize("answer", long_except(WRONG_ANSWERS, "signing answers 404 for a while"))
+@pytest.mark.parametrize("answer", long_except(WRONG_ANSWERS, "404 for a while for a signed URL"))
 def test_run_completes_in_one_attempt_despite_wrong_storage_answers(cloud, host, answer):
     """F20 (I8): Storage gives wrong answers after the end of the training."""
     a = host("a", QUICK | {"seconds_to_finish": 1.5})
@@ -88,7 +88,7 @@ def test_run_completes_in_one_attempt_despite_wrong_storage_answers(cloud, host,
 
 
 def test_recreated_bucket_gets_all_artifacts(cloud, host):
-    """F20 (I8): the bucket had half of the artifacts. The run completes only when it has all of them."""
+    """F20 (I8): the bucket is emptied during the upload. The run completes only when the bucket has all artifacts."""
     a = host("a", QUICK)
     cloud.storage.fault("delay", on="/1/run.log", times=1, seconds=2)
     run_id = cloud.enqueue(epochs=4)
@@ -104,7 +104,7 @@ def test_recreated_bucket_gets_all_artifacts(cloud, host):
     a.wait_idle()
 
 
-def test_upload_waits_for_space_under_local_store(drawn, tmp_path):
+def test_upload_to_local_store_waits_for_disk_space(drawn, tmp_path):
     """F14 (I8): with BACKEND=local, the disk with the artifacts is full until space is freed."""
     (tmp_path / "home").mkdir()
     disk = Disk("full", tmp_path / "home" / "storage", mebibytes=32)

@@ -79,7 +79,7 @@ def test_disk_failure_during_download_fails_only_that_run(cloud, disk, host, kin
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 def test_failed_cache_disk_fails_only_that_run(cloud, disk, host, kind):
-    """F14 (I6 I11): the dataset is in the cache, but neither its pin nor the view of the run can be written."""
+    """F14 (I6 I11): the dataset is in the cache, but neither a use mark nor the view of the run can be written."""
     data, reference = disk("data", kind), cloud.store_dataset()
     a = host("a", QUICK, DATASET_ROOT=data.place)
     completes(cloud, cloud.enqueue(reference, epochs=1))
@@ -98,7 +98,7 @@ def test_failed_cache_disk_fails_only_that_run(cloud, disk, host, kind):
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 @pytest.mark.long
 def test_failed_checkpoint_disk_fails_only_that_run(cloud, disk, host, kind):
-    """F14 (I6 I8): the disk has no space for checkpoints, results and the log. Only this run fails."""
+    """F14 (I6 I8): checkpoints, results and the log cannot be written. Only this run fails."""
     runs = disk("runs", kind)
     a = host("a", {"seconds_per_epoch": 0.3, "checkpoint_bytes": 2 * MIB}, RUNS_DIR=runs.place)
     run_id = cloud.enqueue(epochs=40, max_attempts=1)
@@ -114,7 +114,7 @@ def test_failed_checkpoint_disk_fails_only_that_run(cloud, disk, host, kind):
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 def test_failed_results_disk_delays_upload(cloud, disk, host, kind):
-    """F14 (I6 I8): the model is partly published. The attempt waits, and continues when the disk works again."""
+    """F14 (I6 I8): the disk fails during the upload. The upload waits until the disk works again."""
     runs = disk("runs", kind)
     a = host("a", QUICK, RUNS_DIR=runs.place)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=1.5)
@@ -184,7 +184,7 @@ def test_partly_downloaded_dataset_is_not_trained_on(cloud, disk, host):
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 def test_failed_home_disk_does_not_fail_run(cloud, disk, host, kind):
-    """F14 (I6 I8): the journal and the service log cannot be written. The run completes from memory."""
+    """F14 (I6 I8): the journal and the service log cannot be written. The queue still gets every epoch, and the run completes."""
     home = disk("a", kind)
     others = home.place.parent
     host("a", {"seconds_per_epoch": 0.2}, RUNS_DIR=others / "runs", DATASET_ROOT=others / "sets")

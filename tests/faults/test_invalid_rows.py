@@ -22,14 +22,14 @@ INVALID = {
     "a list": ({"configuration": "'[1]'"}, "must be a JSON object"),
     "a configuration of 5 MB": ({"configuration": "jsonb_build_object('a', repeat('x', 5000000))"}, "configuration"),
     "4 MB of commas": ({"configuration": "jsonb_build_object('device', repeat(',', 4000000))"}, "configuration"),
-    "100,000 keys": (
+    "200,000 keys": (
         {"configuration": "(select jsonb_object_agg(n, n) from generate_series(1, 200000) n)"},
         "configuration",
     ),
     "a name of 10 MB": ({"run_name": "repeat('n', 10000000)"}, "run_name"),
     "a dataset of 10 MB": ({"data_yaml": "repeat('d', 10000000)"}, "data_yaml"),
     "a model of 10 MB": ({"base_model": "repeat('m', 10000000)"}, "base_model"),
-    "the last attempt": ({"attempt": "2147483647"}, "attempt = 2147483647"),
+    "the largest attempt number": ({"attempt": "2147483647"}, "attempt = 2147483647"),
 }
 EXTREME_COLUMNS = {
     "an invalid checkpoint": {"checkpoint": """'{"epoch": 1e300, "sha256": {}, "bytes": -1, "key": "../../x"}'"""},
@@ -69,7 +69,7 @@ def outcome(cloud, run_id):
 @pytest.fixture
 def cloud_with_invalid_rows(cloud):
     yield cloud
-    # the client that checks the invariants reads all columns
+    # the client that checks the invariants reads all columns, so replace the values that it cannot read
     cloud.sql("""
         set session_replication_role = replica;
         update training_runs set configuration = null, run_name = 'r', data_yaml = null, base_model = null, checkpoint = null,
@@ -99,7 +99,7 @@ def test_invalid_rows_fail_with_reason_beside_valid_run(cloud_with_invalid_rows,
     assert "failed in the service itself" not in a.log.read_text()
 
 
-def test_rows_with_extreme_columns_are_trained(cloud_with_invalid_rows, host):
+def test_runs_with_extreme_values_in_queue_columns_complete(cloud_with_invalid_rows, host):
     cloud = cloud_with_invalid_rows
     a = host("a", QUICK)
     runs = {name: insert_unchecked(cloud, **columns) for name, columns in EXTREME_COLUMNS.items()}

@@ -10,7 +10,7 @@ from tests.faults.hosts import LEASE
 from tests.faults.outage import Outage
 from tests.long import long_except
 
-OUTAGE = LEASE + 1.5  # seconds: longer than the lease, so that the worker has to claim the run again
+OUTAGE = LEASE + 1.5  # seconds: longer than a lease, so that the lease expires during the outage
 
 
 def database_down(cloud):
@@ -43,13 +43,13 @@ def outage(cloud, request):
 
 
 def assert_all_epochs_once(cloud, run_id, epochs):
-    """No epoch is missing or reported twice, and the events have consecutive numbers."""
+    """Check that each epoch is reported once and that the events have consecutive numbers."""
     assert cloud.epochs(run_id) == {1: list(range(1, epochs + 1))}
     seqs = [event["seq"] for event in cloud.events(run_id) if event["seq"] < 1_000_000]
     assert seqs == list(range(1, len(seqs) + 1))
 
 
-def test_outage_longer_than_lease_loses_nothing(cloud, host, outage):
+def test_outage_longer_than_lease_loses_no_epoch_and_no_attempt(cloud, host, outage):
     """F6 (I5 I6): the training continues, each epoch is reported once and in order, and no attempt is lost."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=30)
@@ -69,7 +69,7 @@ def test_outage_longer_than_lease_loses_nothing(cloud, host, outage):
 
 @pytest.mark.parametrize("seconds", long_except([0.2, 1.5], 1.5))
 @pytest.mark.parametrize("phase", ["idle", "uploading", "ending"])
-def test_short_outage_in_any_phase_loses_nothing(cloud, host, phase, seconds):
+def test_short_outage_outside_training_loses_no_epoch_and_no_attempt(cloud, host, phase, seconds):
     """F6 (I6 I8): PostgREST is down while the worker is idle, uploads, or delivers the outcome."""
     a = host("a", QUICK)
     run_id = None
@@ -92,7 +92,7 @@ def test_short_outage_in_any_phase_loses_nothing(cloud, host, phase, seconds):
 
 
 def test_outage_of_1_s_delays_no_epoch_with_default_settings(cloud, tmp_path):
-    """F6 (I5 I6 I8): one run trains, and one finishes. `python -m tests.faults.outage` tests longer outages."""
+    """F6 (I5 I6 I8): one run trains, and another run finishes during the outage. `python -m tests.faults.outage` tests longer outages."""
     outage = Outage(cloud, tmp_path / "a", 1).happen()
 
     assert outage.lost == []
@@ -138,7 +138,7 @@ def test_run_completes_in_one_attempt_despite_storage_outages(cloud, host):
 
 @pytest.mark.long
 def test_partitioned_host_keeps_checkpoint_of_row(cloud, host):
-    """F6 (I5 I9): one host cannot reach the queue, but still uploads checkpoints. The next host finds the
+    """F6 (I5 I9): the heartbeats of a host fail, but it still uploads checkpoints. The next host finds the
     checkpoint that the row names.
     """
     a = host("a", SLOW, LEASE_SECONDS=4)

@@ -33,11 +33,11 @@ from trainer.worker.orphaned_journals import orphaned_journals
 
 @pytest.fixture(autouse=True)
 def _no_disk_syncs():
-    """Keep the disk syncs, which the tests in this file need."""
+    """Override the fixture that skips disk syncs, because the tests in this file need them."""
 
 
 def cut_power(host, *disks):
-    """Stop the host at once, and start it again with its disks mounted."""
+    """Cut the power of the host and its disks. Then mount the disks and start the service again."""
     host.kill_all()
     for disk in disks:
         disk.fail()
@@ -227,7 +227,7 @@ def test_object_in_local_store_survives_power_cut(power_cut, tmp_path):
 
 
 def test_cached_pixels_survive_power_cut(power_cut):
-    """A training checks only three of the cached files."""
+    """A training compares only three of the cached files with their images, so all of them must be intact."""
     disk = power_cut("data")
     images = {f"images/train/{number}.jpg": f"identity {number}" for number in range(5)}
     one, two = disk.place / "one", disk.place / "two"

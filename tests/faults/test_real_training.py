@@ -21,9 +21,9 @@ CONFIGURATION = {
 @pytest.mark.training
 @pytest.mark.timeout(280)
 @pytest.mark.long
-def test_interrupted_real_training_has_one_curve(cloud, host):
-    """F1 F2 F13 (I1 I5 I6 I8 I9 I10): the training is killed, the service is stopped, the next one is killed.
-    Three hosts and four attempts make one curve with one schedule of the learning rate.
+def test_interrupted_real_training_has_each_epoch_once_in_results(cloud, host):
+    """F1 F2 F13 (I1 I5 I6 I8 I9 I10): the training of host a is killed, service a is stopped, and service b is killed.
+    The results of the four attempts have each epoch once, and the learning rate follows one schedule.
     """
     times = {"CHECKPOINT_INTERVAL": 0.2, "DRAIN_SECONDS": 60, "CANCEL_GRACE": 30}
     a = host("a", None, **times)

@@ -33,7 +33,8 @@ def test_run_of_stopped_service_resumes_on_another_host(cloud, host, record_prop
         cloud.gateway.faults = None
     try:
         # the training is ended after 40 % of DRAIN_SECONDS, an upload after 80 %, the last delivery after 100 %. Then
-        # the service closes its parts, which takes 23 s at most. The units allow 30 s, a third of DRAIN_SECONDS
+        # the service stops its threads and processes, which takes 23 s at most. The systemd units allow 30 s for this,
+        # a third of the default of DRAIN_SECONDS
         code = a.process.wait(grace * 4 / 3)
     except subprocess.TimeoutExpired:
         a.kill()

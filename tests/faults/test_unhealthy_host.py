@@ -68,7 +68,8 @@ DISKS = [(setting, kind) for setting in ("RUNS_DIR", "DATASET_ROOT", "MODELS_DIR
 def test_unhealthy_host_stops_claiming_until_its_disk_recovers(cloud, disk, host, kind, setting):
     place = disk("place", kind)
     unhealthy = host("unhealthy", **{setting: place.place})
-    well = host("well", {"seconds_per_epoch": 1})  # slow epochs, so that the unhealthy host has time to claim runs
+    # slow epochs, so that the unhealthy host has time to claim runs
+    healthy = host("healthy", {"seconds_per_epoch": 1})
     place.fail()
 
     runs = [cloud.enqueue(epochs=2) for _ in range(10)]
@@ -78,14 +79,14 @@ def test_unhealthy_host_stops_claiming_until_its_disk_recovers(cloud, disk, host
     assert 1 <= claims(cloud, "unhealthy") <= 2
     seen = wait_unhealthy(cloud, "unhealthy", f"{setting}.*({MESSAGES[kind]})", unhealthy)["last_seen"]
     wait_for(lambda: worker(cloud, "unhealthy")["last_seen"] > seen, seconds=30)
-    well.stop()
+    healthy.stop()
     place.restore()
     wait_completed(cloud, [cloud.enqueue(epochs=2) for _ in range(3)])
     assert worker(cloud, "unhealthy")["status_message"] is None
 
 
 @pytest.mark.long
-def test_runs_wait_while_only_host_is_unhealthy(cloud, disk, host):
+def test_runs_wait_while_the_only_host_is_unhealthy(cloud, disk, host):
     runs_dir = disk("runs")
     unhealthy = host("unhealthy", RUNS_DIR=runs_dir.place)
     runs_dir.fail()
@@ -97,7 +98,7 @@ def test_runs_wait_while_only_host_is_unhealthy(cloud, disk, host):
     assert claims(cloud, "unhealthy") == 1
     (tried,) = [row for row in cloud.rows() if row["attempt"]]
     assert (tried["failures"], tried["host_failures"]) == (1, {"unhealthy": 1})
-    assert "RUNS_DIR" in tried["error_message"], "the row must say why it waits"
+    assert "RUNS_DIR" in tried["error_message"], "the row must say why the run waits"
     runs_dir.restore()
     wait_completed(cloud, runs)
 
@@ -106,7 +107,7 @@ def test_runs_wait_while_only_host_is_unhealthy(cloud, disk, host):
 @pytest.mark.long
 def test_host_started_with_full_disk_claims_nothing_until_space_is_free(cloud, disk, host, setting):
     place = disk("place")
-    (place.place / "behavior.json").write_text(json.dumps(QUICK))  # the stand-in reads this file in TRAINER_HOME
+    (place.place / "behavior.json").write_text(json.dumps(QUICK))  # the fake training reads this file from TRAINER_HOME
     place.fail()
     run_id = cloud.enqueue(epochs=2)
     unhealthy = host("unhealthy", **{setting: place.place})
@@ -130,7 +131,7 @@ def test_host_with_broken_libraries_stops_claiming(cloud, host):
 
     assert claims(cloud, "broken") == 2
     assert {cloud.row(run)["status"] for run in runs} == {"queued"}
-    host("well")
+    host("healthy")
     wait_completed(cloud, runs)
     assert all(cloud.row(run)["failures"] <= 1 for run in runs)
 
@@ -149,10 +150,10 @@ def test_real_training_on_failed_disk_resumes_on_healthy_host(cloud, disk, host,
     wait_unhealthy(cloud, "unhealthy", f"RUNS_DIR.*({MESSAGES[kind]}|MiB free)", unhealthy)
     row = cloud.row(run_id)
     assert (row["status"], row["host_failures"]) == ("queued", {"unhealthy": 1})
-    host("well", None)
+    host("healthy", None)
 
     wait_completed(cloud, [run_id])
-    assert cloud.row(run_id)["worker_id"] == "well"
+    assert cloud.row(run_id)["worker_id"] == "healthy"
 
 
 @pytest.mark.long
@@ -170,7 +171,7 @@ def test_run_too_large_for_one_host_waits_for_another(cloud, disk, host, drawn, 
     cloud.wait_until(large[0], lambda row: "is too full: the dataset needs" in (row["error_message"] or ""))
     assert [cloud.row(run)["failures"] for run in large] == [1, 1]
     assert worker(cloud, "small")["status_message"] is None, small.tail()
-    host("well")
+    host("healthy")
     wait_completed(cloud, large)
 
 

@@ -13,7 +13,7 @@ from tests.long import long_except
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_cancel_frees_host_in_any_phase(cloud, host, phase):
-    """F12 (I3 I4 I10): the run is canceled within a time limit. The artifacts are kept, and the row names no model."""
+    """F12 (I3 I4 I10): the training process ends within a time limit. Its artifacts are kept."""
     a, run_id = start_in_phase(cloud, host, phase)
     processes = a.trainings()
     asked = time.monotonic()
@@ -41,7 +41,7 @@ def test_cancel_frees_host_in_any_phase(cloud, host, phase):
 
 @pytest.mark.parametrize("phase", long_except(PHASES, "downloading", "training", "uploading"))
 def test_deleted_row_frees_host_in_any_phase(cloud, host, phase):
-    """F12 (I3 I5 I10): the training stops at once, and nothing is written."""
+    """F12 (I3 I5 I10): the training stops at once, and the row is not written again."""
     a, run_id = start_in_phase(cloud, host, phase)
     processes = a.trainings()
     cloud.delete(run_id)
@@ -133,7 +133,7 @@ def test_cancel_between_attempts_keeps_artifacts(cloud, host):
 
 
 def test_cancel_after_killed_training_keeps_artifacts(cloud, host):
-    """F1 F12 (I8): no worker can run the next attempt. The artifacts of the killed attempt are listed."""
+    """F1 F12 (I8): no worker has the 4 GPUs for the next attempt. The artifacts of the killed attempt are listed."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=20)
     cloud.wait_epoch(run_id, 3)
@@ -172,7 +172,7 @@ def test_cancel_after_killed_service_keeps_artifacts(cloud, host, asked):
 
 
 def test_restarted_host_leaves_canceled_run_unchanged(cloud, host):
-    """F2 F12 (I3 I8): another worker canceled the run. The restarted host still has its files, and writes nothing."""
+    """F2 F12 (I3 I8): another worker canceled the run. The restarted host still has the files of the run, and writes nothing."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=20)
     cloud.wait_epoch(run_id, 3)

@@ -38,7 +38,7 @@ def insert_for(stack, claims, owner):
 
 @pytest.mark.parametrize("call", [*CALLS, *HELPERS])
 @pytest.mark.parametrize("role", ["anon", "authenticated"])
-def test_users_cannot_call_functions_of_worker(supabase, role, call):
+def test_users_cannot_call_functions_for_workers(supabase, role, call):
     with pytest.raises(SqlError, match="permission denied"):
         supabase.sql(f"select {call}", role=role)
 
@@ -68,7 +68,7 @@ def test_signed_in_users_queue_and_read_their_own_runs_only(supabase, owner):
 
 
 @pytest.mark.parametrize("columns", ["status", "cancel_requested", "priority", "worker_id", "results", "checkpoint"])
-def test_signed_in_users_cannot_insert_columns_of_queue(supabase, columns):
+def test_signed_in_users_cannot_insert_values_into_queue_columns(supabase, columns):
     value = {"status": "'completed'", "cancel_requested": "true", "priority": "9"}.get(columns, "null")
     with pytest.raises(SqlError, match=r"row-level security|permission denied"):
         as_user(supabase, ADA,
@@ -80,7 +80,7 @@ def test_signed_in_users_cannot_insert_columns_of_queue(supabase, columns):
     ["results = '{}'", "claim_id = null", "trained_model_url = 'http://evil'", "created_by = 'bob@example.org'",
      "status = 'completed'", "status = 'queued'", "lease_expires_at = null", "checkpoint = '{}'", "priority = 1"],
 )  # fmt: skip
-def test_signed_in_users_can_only_cancel(supabase, change):
+def test_signed_in_users_cannot_change_runs_except_to_cancel(supabase, change):
     insert_for(supabase, ADA, ADA["email"])
     with pytest.raises(SqlError, match=r"row-level security|permission denied"):
         as_user(supabase, ADA, f"update training_runs set {change}")
@@ -119,7 +119,7 @@ def test_users_see_history_of_their_own_runs_only(supabase):
     assert as_user(supabase, BOB, "select count(*) from training_run_events") == "0"
 
 
-def test_every_definer_function_pins_its_search_path(supabase):
+def test_every_function_has_an_empty_search_path(supabase):
     functions = supabase.sql("""
         select string_agg(proname, ' ') from pg_proc
         where pronamespace in ('public'::regnamespace, 'trainer'::regnamespace)

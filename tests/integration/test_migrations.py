@@ -9,7 +9,7 @@ from trainer.jobs.supabase import SCHEMA_VERSION
 
 APP = (Path(__file__).parent / "web_app_schema.sql").read_text()
 
-CATALOGUE = """
+CATALOG = """
   select 'column ' || table_schema || '.' || table_name || '.' || column_name || ' ' || data_type || ' '
          || is_nullable || ' ' || coalesce(column_default, '') as line
   from information_schema.columns where table_schema in ('public', 'trainer', 'storage')
@@ -30,7 +30,7 @@ CATALOGUE = """
 
 @pytest.fixture
 def database(supabase_servers):
-    """Return a new Supabase project without migrations."""
+    """Create the database `fresh`, which is like a new Supabase project, without migrations. Return its server."""
     postgres = supabase_servers.postgres
     postgres.create_database("fresh", migrated=False)
     yield postgres
@@ -38,7 +38,7 @@ def database(supabase_servers):
 
 
 def catalog(postgres) -> list[str]:
-    return [row["line"] for row in postgres.rows(CATALOGUE, database="fresh")]
+    return [row["line"] for row in postgres.rows(CATALOG, database="fresh")]
 
 
 def claim(postgres, **arguments: str) -> list[dict]:
@@ -53,7 +53,7 @@ def column(postgres, query: str) -> str:
     return postgres.sql(query, database="fresh")
 
 
-def test_file_names_are_versions_in_order():
+def test_migration_file_names_start_with_ordered_versions():
     names = [path.name for path in MIGRATIONS]
     assert len(names) == 3
     assert names == sorted(names)
@@ -102,7 +102,7 @@ def test_web_app_keeps_its_rows_policies_triggers_grants_and_buckets(database):
     assert column(database, "select public from storage.buckets where id = 'datasets'") == "t"
 
 
-def test_web_app_keeps_only_updated_at_trigger(database):
+def test_migrations_add_no_second_updated_at_trigger(database):
     database.sql(APP, database="fresh")
     database.migrate("fresh")
     triggers = column(database, "select string_agg(tgname, ' ' order by tgname) from pg_trigger where not tgisinternal"
@@ -117,7 +117,7 @@ def test_updated_at_changes_on_empty_project(database):
     assert column(database, "select updated_at > '2021-01-01' from training_runs") == "t"
 
 
-def test_deleting_a_project_cancels_its_runs(database):
+def test_deleting_a_project_cancels_running_and_deletes_queued_runs(database):
     database.sql(APP, database="fresh")
     database.migrate("fresh")
     column(
@@ -141,7 +141,7 @@ def test_deleting_a_project_cancels_its_runs(database):
     ]
 
 
-def test_unreadable_rows_do_not_fail_migration_and_can_end(database):
+def test_unreadable_rows_do_not_fail_migration_and_can_be_ended_by_worker(database):
     database.sql(APP, database="fresh")
     column(database, "insert into training_runs (run_name, configuration) values"
                      " (repeat('n', 5000), (repeat('[', 1500) || repeat(']', 1500))::jsonb)")  # fmt: skip

@@ -27,7 +27,7 @@ def test_lists_longer_than_a_server_page_are_complete(supabase_lab):
     assert [event.seq for event in events] == list(range(51, 2101))
 
 
-def test_claim_settles_a_limited_number_of_runs(supabase_lab):
+def test_claim_requeues_at_most_500_expired_runs(supabase_lab):
     supabase_lab.stack.sql("""
         insert into training_runs (run_name, status, attempt, lease_expires_at)
         select 'run', 'running', 1, now() - interval '1 s' from generate_series(1, 700)""")
@@ -104,7 +104,7 @@ def test_64_workers_serve_each_of_1000_runs_once(supabase_lab):
     )
 
 
-def test_expired_runs_are_settled_once_by_many_claims(supabase_lab):
+def test_concurrent_claims_requeue_each_expired_run_once(supabase_lab):
     supabase_lab.stack.sql("""
         insert into training_runs (run_name, status, claim_id, attempt, lease_expires_at, started_at)
         select 'run', 'running', gen_random_uuid(), 1, now() - interval '1 s', now() from generate_series(1, 30)""")

@@ -1,6 +1,6 @@
 """Lost, late and misbehaving workers, and users who cancel and delete runs, use one database at the same time.
 
-A trigger records every change of every row. The test checks the invariants in the record.
+A trigger records every change of every row. The test checks the invariants in these changes.
 """
 
 import random
@@ -24,7 +24,7 @@ RECORD = """
   end $$;
   create trigger chaos_record after update on training_runs for each row execute function chaos_record();
 """
-# statuses that a user sets with outdated data; the next claim settles the run
+# a change that a user with an outdated page can make; the next claim cancels the run
 FROM_A_STALE_PAGE = (Status.QUEUED, Status.CANCELING)
 FORGET = "drop trigger chaos_record on training_runs; drop function chaos_record; drop table chaos;"
 OUTCOMES = (
@@ -41,7 +41,7 @@ def recorded(supabase_lab):
 
 
 class ChaoticWorker:
-    """A worker that claims with short leases and uses expired ones."""
+    """A worker that claims with short leases and also uses expired leases."""
 
     def __init__(self, lab, name: str, accepted: list[tuple[str, str]]) -> None:
         self.queue = lab.another()
@@ -53,7 +53,7 @@ class ChaoticWorker:
 
     def run(self, until: float) -> None:
         while time.monotonic() < until:
-            self.random.choice([self.claim, self.beat, self.beat, self.finish, self.dawdle])()
+            self.random.choice([self.claim, self.beat, self.beat, self.finish, self.pause])()
 
     def claim(self) -> None:
         claim_id = str(uuid.uuid4())
@@ -82,7 +82,7 @@ class ChaoticWorker:
             if self.queue.finish(lease, outcome, []) is not None and isinstance(outcome, Completed):
                 self.accepted.append((lease.claim_id, lease.job.id))
 
-    def dawdle(self) -> None:
+    def pause(self) -> None:
         time.sleep(self.random.choice([0.01, 0.05]))
 
 
@@ -141,7 +141,7 @@ def test_invariants_hold_under_concurrent_random_calls(recorded):
     check_runs(changes)
     check_accepted(recorded, accepted)
 
-    # all workers have stopped, so settling requeues or ends every run
+    # all workers have stopped, so `settle_training_runs` requeues or ends every run with a lease
     recorded.stack.sql(
         "update training_runs set lease_expires_at = now() - interval '1 s' where lease_expires_at is not null"
     )

@@ -65,7 +65,7 @@ def test_database_and_python_read_same_requirements(by_the_database):
     [({}, False), ({"gpus": 1, "gpu_memory_gb": 24}, False), ({"gpus": 2, "gpu_memory_gb": 23.9}, False),
      ({"gpus": 2, "gpu_memory_gb": 24}, True), ({"gpus": 8.0, "gpu_memory_gb": 80.5}, True)],
 )  # fmt: skip
-def test_database_and_python_agree_on_workers(supabase_servers, capabilities, served):
+def test_database_and_python_agree_whether_worker_meets_requirements(supabase_servers, capabilities, served):
     configuration = {"requires": {"gpus": "2", "gpu_memory_gb": 24}}
     assert requirements(configuration).served_by(capabilities) is served
     answer = supabase_servers.sql(

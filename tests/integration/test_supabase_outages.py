@@ -1,4 +1,4 @@
-"""The service waits during an outage and loses nothing."""
+"""The queue client waits during an outage, and no event or outcome is lost."""
 
 import threading
 import time
@@ -46,7 +46,7 @@ def started_after(seconds, server):
     timer.join()
 
 
-def test_service_waits_for_server_that_is_down_at_start(supabase_lab, server):
+def test_first_check_waits_for_server_that_is_down(supabase_lab, server):
     server.stop()
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1"):
         supabase_lab.another(**QUICK).check()
@@ -54,7 +54,7 @@ def test_service_waits_for_server_that_is_down_at_start(supabase_lab, server):
         assert supabase_lab.another(read=PATIENT).check() == []
 
 
-def test_short_outage_loses_nothing(supabase_lab, server):
+def test_short_outage_loses_no_event_and_no_outcome(supabase_lab, server):
     queue = supabase_lab.another(**QUICK)
     lease = claimed(supabase_lab)
     event = RunEvent(seq=1, at="2026-01-02T03:04:05+00:00", kind="epoch", data={"epoch": 1})
@@ -76,7 +76,7 @@ def test_short_outage_loses_nothing(supabase_lab, server):
     assert [e.seq for e in queue.events(lease.job.id)] == [1]
 
 
-def test_database_crash_loses_nothing(supabase_lab, request):
+def test_heartbeat_succeeds_after_each_database_crash(supabase_lab, request):
     request.addfinalizer(supabase_lab.stack.restart)
     lease, queue = claimed(supabase_lab), supabase_lab.another(beat=PATIENT, read=PATIENT)
     for n in range(1, 4):
@@ -87,7 +87,7 @@ def test_database_crash_loses_nothing(supabase_lab, request):
     assert queue.get(lease.job.id).results == {"n": 3}
 
 
-def test_heartbeat_ends_before_next_heartbeat_is_due(supabase_lab):
+def test_refused_heartbeat_ends_at_its_time_limit(supabase_lab):
     lease = claimed(supabase_lab)
     supabase_lab.stack.gateway.faults = lambda *_: (503, {}, b"")
     queue = supabase_lab.another(beat=RetryPolicy(tries=500, first_wait=0.2, longest_wait=0.2, total_seconds=1.0))

@@ -1,4 +1,4 @@
-"""A wrong setting is `Misconfigured`; a server that does not answer is `Unavailable`."""
+"""A wrong setting raises `Misconfigured`. A server that does not answer raises `Unavailable`."""
 
 import socket
 import time

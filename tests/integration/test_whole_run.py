@@ -1,4 +1,4 @@
-"""A whole run over Supabase: a row from the web app, a dataset in one bucket, artifacts in another, and faults."""
+"""A whole run over Supabase: a row from the web app, a dataset in one bucket, and artifacts in another bucket."""
 
 import contextlib
 import hashlib
@@ -95,7 +95,7 @@ def test_second_run_on_dataset_downloads_nothing(supabase, storage, app, drawn, 
 
 
 def test_base_model_may_be_id_of_completed_run(supabase, storage, app, drawn, tmp_path):
-    """The stand-in writes no real weights, so the second run can fail after it has downloaded the file."""
+    """The fake training writes no real weights, so the second run can fail after the download of the file."""
     data_yaml = put_dataset(storage, drawn)
     with running(tmp_path / "home", {}, **settings_for(supabase)):
         first = app.insert(data_yaml, epochs=1)
@@ -123,7 +123,7 @@ def test_cancel_by_app_stops_training(supabase, storage, app, drawn, tmp_path):
     assert row["trained_model_url"] is None
 
 
-def test_missing_object_is_named(supabase, storage, app, tmp_path):
+def test_error_names_missing_object(supabase, storage, app, tmp_path):
     with running(tmp_path / "home", {}, **settings_for(supabase)):
         row = wait(app, app.insert("storage:datasets/nobody/data.yaml"), "failed")
 
@@ -131,7 +131,7 @@ def test_missing_object_is_named(supabase, storage, app, tmp_path):
 
 
 @pytest.mark.parametrize("configuration", ["nonsense", [1, 2], 7, None], ids=["text", "list", "number", "null"])
-def test_row_with_invalid_json_fails_with_reason(supabase, storage, app, drawn, tmp_path, configuration):
+def test_run_fails_if_configuration_is_neither_object_nor_null(supabase, storage, app, drawn, tmp_path, configuration):
     data_yaml = put_dataset(storage, drawn)
     with running(tmp_path / "home", {}, **settings_for(supabase)):
         row = {"run_name": "odd", "data_yaml": data_yaml, "base_model": "yolo11n.yaml", "configuration": configuration}

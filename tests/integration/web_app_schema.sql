@@ -1,4 +1,4 @@
--- What a project of the web app looks like before the trainer's migrations: tables, triggers, policies.
+-- The tables, triggers and policies of a project of the web app, before the trainer's migrations.
 
 create table public.projects (
   id uuid primary key default gen_random_uuid(),

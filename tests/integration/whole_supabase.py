@@ -1,4 +1,4 @@
-"""A small Supabase with storage, a dataset in a bucket, and the real service."""
+"""Helpers for a whole run over Supabase: Storage, a dataset in a bucket, settings, and a web app."""
 
 import mimetypes
 import uuid
@@ -38,7 +38,7 @@ def settings_for(stack, key=None) -> dict[str, str]:
 
 
 class WebApp:
-    """A stand-in for the web app, which uses plain REST with the columns and values of the real web app."""
+    """A fake web app, which sends rows over REST with the columns and values of the real web app."""
 
     def __init__(self, stack) -> None:
         key = stack.service_key

@@ -24,7 +24,7 @@ STEMS = {"segment": "yolo11n-seg", "pose": "yolo11n-pose", "obb": "yolo11n-obb",
 
 @dataclass
 class Run:
-    """One training process. `at` is the time of each event, in seconds since the order."""
+    """One training process. `at` is the time of each event, in seconds since the training order was sent."""
 
     process: subprocess.Popen[bytes]
     events: list[Event] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Run:
 
 
 def order_for(dataset: PreparedDataset, run_dir: Path, *, model: Path | None = None, **changes) -> TrainingOrder:
-    """Return the order of a tiny training. `changes` are fields of the plan or the order."""
+    """Return the training order of a tiny training. `changes` are fields of the plan or of the training order."""
     of_order = {name: changes.pop(name) for name in ("resume", "last_reported_epoch", "setup") if name in changes}
     args = {"plots": False, "workers": 0, **changes.pop("args", {})}
     plan = TrainPlan(
@@ -69,7 +69,7 @@ def run_child(
 ) -> Run:
     """Train in a new process until it exits. `on_event` may write commands to the stdin of the process.
 
-    `env` is added to its environment. The variables in `without` are removed from it.
+    `env` is added to the environment of the process. The variables in `without` are removed from this environment.
     """
     home.mkdir(parents=True, exist_ok=True)
     folder = private_folder(home, home / "weights")

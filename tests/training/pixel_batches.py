@@ -11,7 +11,7 @@ from trainer.core.dataset import Task
 
 LABELED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
 IMGSZ = 32  # the images have 64 pixels
-NOT_STORED = ("exact.png", "small.png")  # images that are not larger than IMGSZ
+NOT_STORED = ("exact.png", "small.png")  # images that are not larger than IMGSZ, so their pixels are not stored
 
 
 def install(most_bytes=1 << 30):

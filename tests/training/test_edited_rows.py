@@ -1,4 +1,4 @@
-"""A row is edited between two attempts: the new settings, and the weights at the start of the training."""
+"""A row is edited between two attempts: settings and start weights of the next training."""
 
 import csv
 import dataclasses
@@ -26,7 +26,7 @@ EPOCHS = 8
 
 
 def order(dataset, run_dir, *, resume=None, best_of=None, last_reported_epoch=0, **changes):
-    """Return an order with its setup, as the supervisor creates it."""
+    """Return a training order with its `Setup`, as the worker creates it."""
     plain = order_for(
         dataset, run_dir, **{"epochs": EPOCHS, "batch": 4, **changes, "args": {**ARGS, **changes.get("args", {})}}
     )
@@ -72,7 +72,7 @@ def rates(run):
 
 
 @pytest.mark.long
-def test_training_resumes_with_settings_of_unchanged_order(checkpoint, classify, tmp_path):
+def test_resumed_training_keeps_unchanged_settings(checkpoint, classify, tmp_path):
     run = run_child(order(classify, tmp_path / "run", resume=checkpoint, last_reported_epoch=4), tmp_path)
 
     assert isinstance(run.last, Finished), run.output
@@ -98,7 +98,7 @@ def test_resumed_training_uses_edited_settings(checkpoint, classify, tmp_path):
 
 
 @pytest.mark.long
-def test_removed_setting_returns_to_default(checkpoint, classify, tmp_path):
+def test_setting_removed_from_row_returns_to_default(checkpoint, classify, tmp_path):
     plain = order(classify, tmp_path / "run", resume=checkpoint, last_reported_epoch=4, epochs=5)
     plan = replace(plain.plan, args={name: value for name, value in plain.plan.args.items() if name != "patience"})
     run = run_child(replace(plain, plan=plan, setup=Setup.of(plan, classify).as_json()), tmp_path)
@@ -109,7 +109,7 @@ def test_removed_setting_returns_to_default(checkpoint, classify, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("epochs", [6, 12])
-def test_edited_epochs_change_learning_rate_schedule(checkpoint, classify, tmp_path, epochs):
+def test_edited_number_of_epochs_changes_learning_rate_schedule(checkpoint, classify, tmp_path, epochs):
     run = run_child(
         order(classify, tmp_path / "a" / "run", resume=checkpoint, last_reported_epoch=4, epochs=epochs), tmp_path / "a"
     )
@@ -144,7 +144,7 @@ def test_training_restarts_from_best_weights_of_checkpoint(checkpoint, classify,
 
 
 @pytest.mark.long
-def test_unloadable_best_weights_are_reported_and_ordered_model_is_trained(classify, tmp_path):
+def test_unloadable_best_weights_are_reported_and_base_model_is_trained(classify, tmp_path):
     broken = tmp_path / "epoch-00004.pt"
     with zipfile.ZipFile(broken, "w") as archive:
         archive.writestr("archive/data.pkl", b"no pickle")

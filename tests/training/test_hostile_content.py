@@ -28,7 +28,7 @@ class Hostile:
 
 
 def pt_file(path, content):
-    """Return a `.pt` file in the format of torch.save, with any pickle."""
+    """Write the pickle of `content` to a file in the format of torch.save, and return its path."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(content, protocol=2))
         archive.writestr("archive/version", "3\n")
@@ -79,7 +79,7 @@ def test_invalid_image_is_left_out_and_installs_nothing(attacked):
     assert not [line for line in run.output.splitlines() if line.startswith("AUDIT") and "install" in line]
 
 
-def test_no_telemetry_or_integration_is_attached(attacked):
+def test_telemetry_is_not_called(attacked):
     assert "TELEMETRY" not in attacked[0].output
 
 
@@ -148,11 +148,11 @@ def test_architecture_with_code_is_not_executed(detect, tmp_path):
     run = run_child(order_for(detect, tmp_path / "run", model=hostile), tmp_path)
 
     assert run.events
-    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "touched").exists()
 
 
 @pytest.mark.parametrize("variable", ["YOLO_AUTOINSTALL", "ULTRALYTICS_SAFE_LOAD"])
-def test_unisolated_process_does_not_train(detect, tmp_path, variable):
+def test_process_with_unsafe_environment_does_not_train(detect, tmp_path, variable):
     unsafe = {"YOLO_AUTOINSTALL": "true", "ULTRALYTICS_SAFE_LOAD": "0"}[variable]
     run = run_child(order_for(detect, tmp_path / "run"), tmp_path, env={variable: unsafe})
 

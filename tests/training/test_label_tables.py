@@ -34,7 +34,7 @@ def module(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def scanned(module, monkeypatch):
-    """The images that Ultralytics scanned."""
+    """The names of the images that Ultralytics scanned."""
     seen = []
     verify = module.verify_image_label
 
@@ -47,7 +47,7 @@ def scanned(module, monkeypatch):
 
 
 def labels(module, view, *, table, single_cls=False):
-    """Return the labels of both splits, from our tables or from the scan of Ultralytics."""
+    """Return the labels of both splits, from the label tables of the view or from the scan of Ultralytics."""
     from ultralytics.data.utils import check_det_dataset
     from ultralytics.utils import DEFAULT_CFG
 
@@ -122,7 +122,7 @@ def write_realistic_labels(root, task):
 
 
 def add_odd_images(folder):
-    """Write images whose size differs from the first size in their header."""
+    """Add images in several formats, some of them with an orientation in EXIF or XMP."""
     images = sorted(folder.iterdir())
     first = Image.open(images[0]).resize((90, 70))
     exif = Image.Exif()
@@ -165,7 +165,7 @@ def test_labels_from_table_equal_labels_from_scan_with_single_class(module, tmp_
     assert not any(label["cls"].any() for label in found)
 
 
-def test_wrong_table_is_rejected(module, scanned, tmp_path, capsys):
+def test_table_that_differs_from_labels_is_rejected(module, scanned, tmp_path, capsys):
     view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
     table = view.root / "labels/train.npz"
     with np.load(table) as arrays:
@@ -190,7 +190,7 @@ def test_damaged_table_is_ignored(module, tmp_path, damage):
     assert_equal(labels(module, view, table=True), expected)
 
 
-def test_unlisted_image_is_scanned(module, tmp_path):
+def test_image_missing_in_table_is_scanned(module, tmp_path):
     view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
     for kind, suffix in {"images": "png", "labels": "txt"}.items():
         first = view.root / kind / "val" / f"000.{suffix}"

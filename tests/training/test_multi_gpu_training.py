@@ -93,7 +93,7 @@ def test_two_ranks_train_one_model(two):
     assert finished.report["epochs_completed"] == 2
     assert finished.report["images_per_second"] > 0
     assert {"mAP", "per_class", "test"} <= finished.report.keys()
-    assert os.path.getsize(finished.best.path) < 8e6, "the optimizer state is removed"
+    assert os.path.getsize(finished.best.path) < 8e6, "the optimizer state was not removed"
     assert "metrics/mAP50(B)" in two.of(EpochFinished)[0].metrics
 
 
@@ -146,7 +146,7 @@ def test_shutdown_saves_checkpoint_and_ranks_resume(two, tmp_path):
     again.home.mkdir()
     finished = again.train(epochs=3, batch=2, resume=checkpoint.path)
 
-    # the order does not say that the first epoch was reported, so the epoch is reported again
+    # the training order does not say that the first epoch was reported, so the epoch is reported again
     assert [event.epoch for event in again.of(EpochFinished)] == [1, 2, 3]
     first = next(event for event in again.of(BatchProgress) if event.phase is Phase.TRAINING)
     assert first.batch > 1, "a rank repeated a batch that was trained before the shutdown"
@@ -198,7 +198,7 @@ def test_resume_from_complete_checkpoint_starts_no_rank(two, tmp_path):
     again.home.mkdir()
     finished = again.train(resume=two.of(CheckpointSaved)[-1].path, last_reported_epoch=2)
 
-    assert [line for line in again.lines if "starts" in line] == ["the child starts"]
+    assert [line for line in again.lines if "starts" in line] == ["the training process starts"]
     assert again.of(EpochFinished) == []
     assert again.epochs() == [1, 2]
     assert finished.report["mAP"] is not None

@@ -47,7 +47,7 @@ def is_epoch(event):
 
 
 def recorded(dataset, run_dir, **changes):
-    """Return an order whose checkpoints record their setup."""
+    """Return a training order with its `Setup`, which each checkpoint records."""
     order = order_for(dataset, run_dir, **(PLAN | changes))
     return replace(order, setup=Setup.of(order.plan, dataset).as_json())
 

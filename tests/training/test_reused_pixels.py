@@ -1,4 +1,4 @@
-"""The next run of a dataset uses the pixels that an earlier run stored, after it has compared a sample."""
+"""The next run of a dataset compares some pixels that an earlier run stored with the images, and uses all of them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_all_stored_pixels_are_removed_if_linked_pixels_are_wrong(base, tmp_path
     assert "removing all stored pixels" in capsys.readouterr().out
     for one, other in zip(bare, again, strict=True):
         assert same(one["img"], other["img"])
-    # newly stored files are correct
+    # the pixels that the second run stored equal the images
     datasets.discard(second.root)
     third = prepare_run(datasets, source, "third")
     epoch(third.data, Task.DETECT)

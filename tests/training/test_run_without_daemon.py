@@ -1,4 +1,4 @@
-"""A single run, executed with the parts of the service but without its daemon."""
+"""A single run, executed with the parts of the service but without `Daemon`, which claims runs."""
 
 import uuid
 

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["started for this order", "prestarted"])
+@pytest.fixture(scope="module", params=["started for this run", "prestarted"])
 def attacked(request, tmp_path_factory):
     """The training, its home folder, and the process that the attacker tries to kill."""
     home = tmp_path_factory.mktemp("attacked")
@@ -48,7 +48,7 @@ def attacked(request, tmp_path_factory):
     victim.stdin.close()
 
 
-def test_attacker_code_reads_nothing(attacked):
+def test_no_attack_succeeds_in_sandbox(attacked):
     _, home, victim = attacked
     tried = [json.loads(line) for line in (home / "run" / "attacks.jsonl").read_text().splitlines()]
 

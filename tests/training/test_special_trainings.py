@@ -100,7 +100,7 @@ def test_early_stopping_reports_no_extra_epoch(classify, tmp_path):
     assert run.last.report["best_epoch"] in epochs
 
 
-def test_without_validation_only_final_report_has_metrics(detect, tmp_path):
+def test_without_validation_only_last_epoch_has_metrics(detect, tmp_path):
     run = run_child(order_for(detect, tmp_path / "run", epochs=2, args={"val": False}), tmp_path)
 
     first, last = run.of(EpochFinished)
@@ -122,7 +122,7 @@ def test_other_model_families_report_their_losses(detect, tmp_path, stem, losses
     assert {f"train/{name}_loss" for name in losses} == {name for name in epoch.metrics if name.startswith("train/")}
 
 
-def test_trained_model_can_be_trained_further(detect, tmp_path):
+def test_trained_model_can_be_fine_tuned(detect, tmp_path):
     first = run_child(order_for(detect, tmp_path / "a" / "run"), tmp_path / "a")
     order = order_for(detect, tmp_path / "b" / "run", model=Path(first.last.best.path))
     second = run_child(order, tmp_path / "b")

@@ -113,7 +113,9 @@ def test_shutdown_saves_unfinished_epoch(drained):
     assert facts["sha256"] == checkpoints[-1].sha256
     assert 0 < facts["done"] < 1
     assert not (run_dir / "weights" / "unfinished.pt").exists()
-    with zipfile.ZipFile(checkpoints[-1].path) as archive:  # it contains best.pt, because another epoch is the best
+    with zipfile.ZipFile(
+        checkpoints[-1].path
+    ) as archive:  # the checkpoint has best.pt, because another epoch is the best
         (best,) = (info for info in archive.infolist() if info.filename.endswith("run/best.pt"))
     assert 1e6 < best.file_size < 10e6
 

@@ -98,7 +98,7 @@ def test_damaged_pixels_are_replaced(base, tmp_path, damage):
     assert_equal(bare, epoch(view.data, Task.DETECT, "val"))
 
 
-def test_stored_pixels_respect_limit(base, tmp_path):
+def test_stored_pixels_stay_within_size_limit(base, tmp_path):
     view = draw(tmp_path / "data", Task.DETECT)
     bare = epoch(view.data, Task.DETECT)
     install(most_bytes=5 * IMGSZ * IMGSZ * 3)
@@ -109,7 +109,7 @@ def test_stored_pixels_respect_limit(base, tmp_path):
 
 
 @pytest.mark.parametrize("cache", ["ram", "disk"])
-def test_requested_cache_mode_is_respected(base, tmp_path, cache):
+def test_no_pixels_are_stored_if_ultralytics_caches_images(base, tmp_path, cache):
     view = draw(tmp_path / "data", Task.DETECT)
     install()
     epoch(view.data, Task.DETECT, cache=cache, deterministic=False)

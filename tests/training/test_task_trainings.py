@@ -102,7 +102,7 @@ def test_each_epoch_saves_checkpoint_after_its_event(trained):
     assert reported == [("EpochFinished", 1), ("CheckpointSaved", 1), ("EpochFinished", 2), ("CheckpointSaved", 2)]
 
 
-def test_report_has_values_for_web_app(trained):
+def test_report_has_metrics_classes_speed_and_environment(trained):
     task, run, _ = trained
     facts = report(run)
 

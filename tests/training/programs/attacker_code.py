@@ -1,7 +1,7 @@
 """A training that runs the code of an attacker, as after an exploit of an image decoder.
 
-The code runs in the main thread, in a loader worker, and in the thread that reads stop requests. In each of
-them, it appends a line of JSON with the successful attacks to RUN_DIR/attacks.jsonl.
+The code runs in the main thread, in a loader worker, and in the thread that reads stop requests. In each of these
+places, the code appends a line of JSON with the successful attacks to RUN_DIR/attacks.jsonl.
 """
 
 import json

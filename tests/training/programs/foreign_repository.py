@@ -1,6 +1,6 @@
 """The training process inside a foreign git repository (`GIT_ROOT`) and with telemetry installed.
 
-It prints the programs that it starts.
+The process prints the programs that it starts.
 """
 
 import os

@@ -65,5 +65,5 @@ dist.reduce = reduce_mean
 if __name__ == "__main__":
     torch.set_num_threads(1)
     as_child = "--events-fd" in sys.argv
-    print("the child starts" if as_child else f"rank {os.environ['RANK']} starts", flush=True)
+    print("the training process starts" if as_child else f"rank {os.environ['RANK']} starts", flush=True)
     main.main(sys.argv[sys.argv.index("--events-fd") :]) if as_child else ddp_rank.main(sys.argv[1:])

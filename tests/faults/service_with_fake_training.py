@@ -1,7 +1,7 @@
-"""trainer_service.py with `stand_in_training.py` in place of the training process.
+"""trainer_service.py with `fake_training.py` instead of the training process.
 
 The behavior of the trainings is in TRAINER_HOME/behavior.json, which each training reads. TRAINER_HOME/clock.txt
-contains the error of the wall clock of this process, in seconds. The clock reads the file each time.
+contains the error of the wall clock of this process, in seconds. The file is read at each use of the clock.
 SWEEP_SECONDS is the interval of the housekeeping.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HOME = Path(os.environ["TRAINER_HOME"])
-CHILD = ROOT / "tests" / "faults" / "stand_in_training.py"
+CHILD = ROOT / "tests" / "faults" / "fake_training.py"
 CLOCK = HOME / "clock.txt"
 
 

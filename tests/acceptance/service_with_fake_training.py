@@ -1,7 +1,7 @@
-"""trainer_service.py with a fast stand-in (tests/process/programs/trains_quickly.py) instead of the training.
+"""trainer_service.py with a fake training (tests/process/programs/trains_quickly.py) instead of the training process.
 
-The options of the stand-in are in TRAINER_HOME/behavior.json, which each training reads. STAND_IN names another
-program. PRETENDED_GPUS is the number of GPUs of 24 GiB that the driver shows. SWEEP_SECONDS is the interval of the
+The options of the fake training are in TRAINER_HOME/behavior.json, which each training reads. FAKE_TRAINING names
+another program. PRETENDED_GPUS is the number of fake GPUs, with 24 GiB each. SWEEP_SECONDS is the interval of the
 housekeeping.
 """
 
@@ -18,11 +18,11 @@ from trainer.training.supervisor.process import ChildTrainer  # noqa: E402
 from trainer.wiring import host as wiring_host  # noqa: E402
 from trainer.worker import housekeeping  # noqa: E402
 
-STAND_IN = ROOT / "tests" / "process" / "programs" / os.environ.get("STAND_IN", "trains_quickly.py")
+FAKE_TRAINING = ROOT / "tests" / "process" / "programs" / os.environ.get("FAKE_TRAINING", "trains_quickly.py")
 
 BEHAVIOR = Path(os.environ["TRAINER_HOME"]) / "behavior.json"
 
-program = (sys.executable, str(STAND_IN), "--behavior", str(BEHAVIOR))
+program = (sys.executable, str(FAKE_TRAINING), "--behavior", str(BEHAVIOR))
 wiring_host.ChildTrainer = functools.partial(ChildTrainer, program=program)
 
 if pretended := int(os.environ.get("PRETENDED_GPUS", "0")):

@@ -1,6 +1,6 @@
-"""The quick stand-in (tests/process/programs/trains_quickly.py) with more options, which can be set for single runs.
+"""The fake training (tests/process/programs/trains_quickly.py) with more options, also for single runs.
 
-runs              {}   more options for the run with that ID
+runs              {}   run ID → options for this run only
 memory_mib        0    MiB of memory to allocate in each epoch
 seconds_to_stop   0    between a stop request and the last event
 """
@@ -17,7 +17,7 @@ from trains_quickly import Quick, StopRequested
 RUN_ID = slice(len("train_"), len("train_") + 36)
 
 
-class StandIn(Quick):
+class FakeTraining(Quick):
     def read_behavior(self, order):
         behavior = super().read_behavior(order)
         return behavior | behavior.get("runs", {}).get(Path(order["run_dir"]).name[RUN_ID], {})
@@ -39,4 +39,4 @@ if __name__ == "__main__":
     parser.add_argument("--behavior")
     parser.add_argument("--events-fd", type=int, required=True)
     arguments = parser.parse_args()
-    StandIn(arguments.events_fd, arguments.behavior).main()
+    FakeTraining(arguments.events_fd, arguments.behavior).main()
