@@ -139,7 +139,7 @@ class Cloud:
         return found
 
     def trained(self, run_id: str) -> dict[int, list[int]]:
-        """Return the epochs that each attempt trained, without the earlier epochs that it reports before its training."""
+        """Return the epochs that each attempt trained, without the earlier epochs that it reported first."""
         found: dict[int, list[int]] = {}
         for event in self.events(run_id):
             if event["kind"] == "phase" and event["data"]["phase"] == "training":
@@ -210,7 +210,7 @@ class Cloud:
         self.gateway.faults = lambda _, path: (status, {"Content-Type": kind}, body) if what in path else None
 
     def lose_answers(self, what: str, times: int) -> list[str]:
-        """Drop the next `times` answers to requests whose path contains `what`. Return the growing list of their paths."""
+        """Drop the next `times` answers to requests whose path contains `what`. Return a list that gets these paths."""
         lost: list[str] = []
 
         def lose(_, path):
@@ -225,7 +225,7 @@ class Cloud:
     # ── invariants ──
 
     def check_published(self, row) -> None:
-        """I8: the bucket has each artifact of the row, byte for byte. A completed row names its best.pt as the model."""
+        """I8: the bucket has each artifact of the row, byte for byte. The model of a completed row is its best.pt."""
         artifacts = row["results"]["artifacts"]
         for artifact in artifacts:
             content = self.storage.get(BUCKET, artifact["path"])

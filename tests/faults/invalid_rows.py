@@ -34,7 +34,10 @@ ROWS = {
 
 
 def insert(cloud, name: str, base_model: str) -> str:
-    """Insert the row `name` without the trigger that refuses it, and return its ID. Raises SqlError while the server is down."""
+    """Insert the row `name` past the trigger that refuses it, and return its ID.
+
+    Raises SqlError while the server is down.
+    """
     run_id = str(uuid.uuid4())
     columns = {"run_name": f"invalid: {name}", "base_model": base_model, "data_yaml": str(cloud.data)}
     # written as SQL, because Python cannot encode some of the documents

@@ -166,7 +166,7 @@ def test_run_resumes_from_checkpoint_when_disk_has_space(cloud, disk, host):
 
 
 def test_partly_downloaded_dataset_is_not_trained_on(cloud, disk, host):
-    """F14 (I6 I11): the disk of the cache fills up during a download. The error names the cause; no partial dataset is left."""
+    """F14 (I6 I11): the cache disk fills up during a download. The error names the cause; no partial dataset is left."""
     data = disk("data", mebibytes=40).place
     reference = cloud.store_dataset()
     for number in range(3):
@@ -184,7 +184,7 @@ def test_partly_downloaded_dataset_is_not_trained_on(cloud, disk, host):
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 def test_failed_home_disk_does_not_fail_run(cloud, disk, host, kind):
-    """F14 (I6 I8): the journal and the service log cannot be written. The queue still gets every epoch, and the run completes."""
+    """F14 (I6 I8): the journal and the service log cannot be written. The queue still gets every epoch."""
     home = disk("a", kind)
     others = home.place.parent
     host("a", {"seconds_per_epoch": 0.2}, RUNS_DIR=others / "runs", DATASET_ROOT=others / "sets")

@@ -92,7 +92,10 @@ def test_short_outage_outside_training_loses_no_epoch_and_no_attempt(cloud, host
 
 
 def test_outage_of_1_s_delays_no_epoch_with_default_settings(cloud, tmp_path):
-    """F6 (I5 I6 I8): one run trains, and another run finishes during the outage. `python -m tests.faults.outage` tests longer outages."""
+    """F6 (I5 I6 I8): one run trains, and another run finishes during the outage.
+
+    `python -m tests.faults.outage` tests longer outages.
+    """
     outage = Outage(cloud, tmp_path / "a", 1).happen()
 
     assert outage.lost == []

@@ -86,7 +86,7 @@ def test_slow_training_uses_drain_time_to_stop(cloud, host, record_property, gra
     long_except([(5, "queued"), (30, "completed"), (120, "completed")], (5, "queued"), (30, "completed")),
 )
 def test_upload_is_finished_within_drain_time(cloud, host, record_property, grace, status):
-    """F13 (I6 I7 I8): an upload of 6 s may use four fifths of DRAIN_SECONDS. With less time, only the upload is repeated."""
+    """F13 (I6 I7 I8): an upload of 6 s may use 80 % of DRAIN_SECONDS. With less time, only the upload is repeated."""
     a = host("a", QUICK, DRAIN_SECONDS=grace)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=6)
     run_id = cloud.enqueue(epochs=3)

@@ -172,7 +172,7 @@ def test_cancel_after_killed_service_keeps_artifacts(cloud, host, asked):
 
 
 def test_restarted_host_leaves_canceled_run_unchanged(cloud, host):
-    """F2 F12 (I3 I8): another worker canceled the run. The restarted host still has the files of the run, and writes nothing."""
+    """F2 F12 (I3 I8): another worker canceled the run. The restarted host has files of the run, but writes nothing."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=20)
     cloud.wait_epoch(run_id, 3)

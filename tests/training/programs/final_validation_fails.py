@@ -1,4 +1,4 @@
-"""The training process whose final validation and export fail. `TRUNCATE=1` also truncates best.pt, like a full disk."""
+"""The training process, with a final validation and an export that fail. With `TRUNCATE=1`, best.pt is truncated."""
 
 import os
 import sys
