@@ -3,7 +3,7 @@
     python -m tests.faults.campaign --minutes 10 --workers 4 --seed 7
     python -m tests.faults.campaign --minutes 20 --real
 
-A campaign uses real processes and signals, real PostgreSQL and PostgREST, and a stand-in for Storage. The training is
+A campaign uses real processes and signals, real PostgreSQL and PostgREST, and a fake Storage server. The training is
 fake; with `--real`, Ultralytics trains. The seed determines the faults, the affected hosts and the pauses between
 faults. But the scheduling of the processes differs between two campaigns.
 """

@@ -1,4 +1,4 @@
-"""A Supabase project under test: real PostgreSQL and PostgREST, a stand-in for Storage, and a record of every change.
+"""A Supabase project under test: real PostgreSQL and PostgREST, a fake Storage server, and a record of the changes of runs.
 
 After every test, `check_invariants` checks I1 to I5, I7 and I8 with that record and the rows. A test asserts only its
 own results.
@@ -26,7 +26,7 @@ BUCKET = "training-artifacts"
 
 
 class Bucket(StorageServer):
-    """The stand-in for Storage, with a list of all writes."""
+    """The fake Storage server, with a list of all writes."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
