@@ -33,7 +33,7 @@ declare
   run public.training_runs;
 begin
   select * into run from public.training_runs where id = new.run_id;
-  if new.seq >= 1000000 then  -- an event that the queue itself added, maybe when it ended the run
+  if new.seq >= 1000000 then  -- an event that the queue added; the queue can add it when it ends the run
     return null;
   end if;
   if run.attempt <> new.attempt or run.status in ('completed', 'failed', 'canceled') then

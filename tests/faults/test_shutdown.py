@@ -102,7 +102,7 @@ def test_upload_is_finished_within_drain_time(cloud, host, record_property, grac
     assert [epoch for epochs in cloud.epochs(run_id).values() for epoch in epochs] == [1, 2, 3]
 
 
-def test_second_sigterm_exits_at_once_without_loss(cloud, host, record_property):
+def test_second_sigterm_ends_service_at_once_and_run_resumes(cloud, host, record_property):
     """F13 (I6 I9 I10): the service exits without waiting. The run resumes from its last checkpoint."""
     a = host("a", SLOW | {"ignores_stop": True, "ignores_signals": True}, CANCEL_GRACE=20)
     run_id = cloud.enqueue(epochs=10)

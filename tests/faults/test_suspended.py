@@ -28,7 +28,7 @@ def reach(cloud, a, run_id, phase):
 
 
 @pytest.mark.parametrize("phase", ["train", "upload", "finish"])
-def test_service_suspended_past_its_lease_changes_nothing(cloud, host, phase):
+def test_service_suspended_past_takeover_and_completion_changes_nothing(cloud, host, phase):
     """F4 (I3 I5 I8 I10): the service is suspended until another host has completed the run. No stale write succeeds."""
     a = host("a", SLOW if phase == "train" else QUICK)
     if phase == "upload":

@@ -81,7 +81,7 @@ def test_only_edits_beyond_limits_are_rejected(supabase_lab):
     assert supabase_lab.queue.get(run_id).status == "canceled"
 
 
-def test_heartbeat_does_not_check_large_configuration_again(supabase):
+def test_heartbeat_does_not_check_unchanged_configuration(supabase):
     """Each heartbeat writes the row, but the trigger must not check unchanged columns."""
     plan = supabase.postgres.plans("""
         insert into training_runs (id, run_name, configuration) values

@@ -81,7 +81,7 @@ def test_web_app_insert_with_blank_values_completes(supabase, storage, app, draw
     assert plan["warnings"] == []
 
 
-def test_second_run_on_dataset_downloads_nothing(supabase, storage, app, drawn, tmp_path):
+def test_second_run_on_dataset_downloads_no_image(supabase, storage, app, drawn, tmp_path):
     data_yaml = put_dataset(storage, drawn)
     with running(tmp_path / "home", {}, **settings_for(supabase)):
         wait(app, app.insert(data_yaml, epochs=1), "completed")

@@ -119,7 +119,7 @@ def test_resumed_training_without_new_best_completes(learned, swapped, checkpoin
 
 
 @pytest.mark.long
-def test_best_epoch_is_measured_on_corrected_labels(learned, swapped, tmp_path):
+def test_best_epoch_is_measured_on_edited_labels(learned, swapped, tmp_path):
     newest = Path(learned.of(CheckpointSaved)[-1].path)
     last_epoch = learned.of(EpochFinished)[-1].epoch
     two_more = stop_at(StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == last_epoch + 2)
