@@ -87,7 +87,7 @@ def test_every_log_line_of_a_run_has_id_attempt_and_phase(supabase, drawn, home)
     assert "checkpoint upload failed, retrying" in texts
     assert {(line.get("run_id"), line.get("attempt")) for line in about} == {(run_id, 1)}
     without_phase = [line["event"] for line in about if not line.get("phase")]
-    assert set(without_phase) <= {"run claimed", "run started"}, "only events before the first phase have no phase"
+    assert set(without_phase) <= {"run claimed", "run started"}, "only lines before the first phase may have no phase"
 
 
 def test_training_output_is_timestamped(home, drawn):

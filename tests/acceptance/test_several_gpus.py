@@ -39,12 +39,12 @@ def test_run_on_two_gpus_waits_for_both(home, data):
         service.wait_until(small, lambda row: row["progress_epoch"] >= 1)
         large = service.enqueue(data, epochs=500, device="0,1")
         time.sleep(0.5)
-        assert service.row(large)["status"] == "queued", "one GPU is not enough for the run"
+        assert service.row(large)["status"] == "queued", "the run must wait for a second GPU"
         finish(service, small)
         service.wait_until(large, lambda row: row["progress_epoch"] >= 1)
         after = service.enqueue(data, epochs=1)
         time.sleep(0.5)
-        assert service.row(after)["status"] == "queued", "both GPUs are taken"
+        assert service.row(after)["status"] == "queued", "the run must wait for a free GPU"
         finish(service, large)
         service.wait(after, "completed")
 
@@ -114,7 +114,7 @@ def test_real_training_on_two_devices_survives_restart(home, data):
         assert (row["attempt"], row["results"]["epochs_completed"]) == (2, 4)
         assert {"best.pt", "last.pt", "results.csv", "run.log"} <= {a["name"] for a in row["results"]["artifacts"]}
         log = service.run("logs", run).stdout
-        assert log.count("rank 1 of 2 trains") == 2, "in both attempts"
+        assert log.count("rank 1 of 2 trains") == 2, "rank 1 must train in both attempts"
 
 
 def test_run_on_two_gpus_stays_queued_without_gpus(home, data):

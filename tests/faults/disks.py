@@ -3,7 +3,7 @@
 with Disk("quota", folder) as disk:
 … disk.place …
 disk.fail()        all writes fail from now on, including writes to open files
-disk.restore()     writable again
+disk.restore()     the disk is writable again
 
 `PowerCut(folder)` is a disk that loses its power: call `fail` when no process uses it, then `restore`.
 """

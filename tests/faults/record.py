@@ -59,10 +59,10 @@ def check_change(path, was, became) -> None:
         return
     assert after is before or after in TRANSITIONS[before], f"I4: {before} → {after}"
     if before.is_terminal:
-        assert {n: was[n] for n in LASTING} == {n: became[n] for n in LASTING}, "I3"
+        assert {n: was[n] for n in LASTING} == {n: became[n] for n in LASTING}, "I3: an ended run changed"
     if after.is_terminal:
-        assert became["lease_expires_at"] is None, "I2"
+        assert became["lease_expires_at"] is None, "I2: an ended run has a lease"
     if became["claim_id"] != was["claim_id"] or became["attempt"] != was["attempt"]:
-        assert (before, after) == (Status.QUEUED, Status.RUNNING), "I1"
-        assert became["attempt"] == was["attempt"] + 1, "I1"
-    assert became["failures"] <= became["max_attempts"], "I7"
+        assert (before, after) == (Status.QUEUED, Status.RUNNING), "I1: a run was claimed that was not queued"
+        assert became["attempt"] == was["attempt"] + 1, "I1: a claim did not increase the attempt by one"
+    assert became["failures"] <= became["max_attempts"], "I7: a run has more failures than max_attempts"

@@ -63,9 +63,8 @@ class ChaoticWorker:
         ]
         held = [lease for lease in leases if lease]
         for lease in held[:-1]:
-            if (
-                lease.job.id != held[-1].job.id
-            ):  # another worker has claimed the run meanwhile, or a user has deleted it
+            if lease.job.id != held[-1].job.id:
+                # another worker has claimed the first run in the meantime, or a user has deleted it
                 row = self.queue.get(lease.job.id)
                 assert row is None or row.attempt != lease.job.attempt
         self.leases += held[-1:]

@@ -153,7 +153,7 @@ def test_labels_from_table_equal_labels_from_scan(module, scanned, tmp_path, tas
 
     assert_equal(found, expected)
     assert len(found) == 30 + 12 + 20
-    assert 0 < len(scanned) < 2 * 8 + 20, "only samples and images that the table does not list are scanned"
+    assert 0 < len(scanned) < 2 * 8 + 20, "only samples and images that the table does not list must be scanned"
 
 
 def test_labels_from_table_equal_labels_from_scan_with_single_class(module, tmp_path):
