@@ -15,7 +15,7 @@ from trainer.jobs.sqlite import SqliteQueue
 
 @pytest.fixture
 def lost(tmp_path):
-    """A service whose RUNS_DIR is replaced by a file while it is idle."""
+    """A service whose RUNS_DIR is replaced by a file while the service is idle."""
     with running(tmp_path / "home", {}, RUNS_DIR=tmp_path / "runs", WORKER_ID="gpu-7") as service:
         queue, deadline = SqliteQueue(service.home / "queue.db"), time.monotonic() + 20
         while not queue.workers() and time.monotonic() < deadline:
