@@ -133,7 +133,7 @@ class StoppableStream(httpcore.NetworkStream):
         raise httpcore.ReadTimeout(_why_over())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        # the inner write does not return how much it sent before a timeout
+        # the inner write does not return how many bytes it sent before a timeout
         connection: socket.socket = self._inner.get_extra_info("socket")
         rest = memoryview(buffer)
         while rest:

@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 CAPACITY = 1000  # maximum number of waiting events per reporter
 Call: TypeAlias = Callable[[Reporter], None]
-TickKey: TypeAlias = tuple[str, str]  # run id and kind
+TickKey: TypeAlias = tuple[str, str]  # run id and kind of a progress event
 OnDropped: TypeAlias = Callable[[str, str], None]  # arguments: name of the reporter, kind of the event
 
 
@@ -45,7 +45,7 @@ class BackgroundReporter:
         self._on_dropped = on_dropped
         self._changed = threading.Condition()
         self._numbers = count()
-        self._waiting: dict[int, Call] = {}  # in order
+        self._waiting: dict[int, Call] = {}  # number → call, oldest first
         self._newest_tick: dict[TickKey, int] = {}
         self._is_busy = False
         self._is_closed = False

@@ -27,7 +27,7 @@ class LogReporter:
     """Logs phases, epochs, warnings and the end of a run. Progress within an epoch is only in the row."""
 
     def __init__(self) -> None:
-        self._phases: dict[str, str] = {}  # of active runs
+        self._phases: dict[str, str] = {}  # id of an active run → its phase
 
     def started(self, job: Job) -> None:
         self._log(job).info("run started", name=job.request.name)

@@ -50,7 +50,7 @@ class PartialFile:
             there = self._part.stat().st_size
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return
-        # bytes that were not synced may be zeros after a power cut: keep them only if a checksum will detect that
+        # after a power cut, unsynced bytes may be zeros: keep these bytes only if a checksum can detect the zeros
         kept = there if _MD5.fullmatch(etag) else min(there, safe)
         # always request the last byte again: the response shows whether the object is still the same
         self.etag, self.bytes, self.offset = etag, size, max(0, min(kept, size - 1))

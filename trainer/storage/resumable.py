@@ -48,7 +48,7 @@ class ResumableUpload:
         self._api, self._ref, self._path, self._type = api, ref, path, content_type
         status = path.stat()
         self._bytes = status.st_size
-        # a changed file has a different note
+        # the name of the note changes with the file
         about = [api.base, ref.bucket, ref.key, str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
         self._note = notes / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:40]}.json"
         self._target = Target(bucket=ref.bucket, key=ref.key, writing=True, bytes=self._bytes)

@@ -47,7 +47,7 @@ class RunFolders:
     def remove_checkpoints(self, run_id: str) -> None:
         """Remove the checkpoints and finished markers of a run that has no further attempt."""
         for folder in self.attempts(run_id):
-            with contextlib.suppress(OSError):  # after an error, they are removed with the run folder
+            with contextlib.suppress(OSError):  # after an error, the checkpoints are removed with the run folder
                 remove_tree(folder.checkpoints)
             with contextlib.suppress(OSError):
                 folder.finished_marker.unlink(missing_ok=True)

@@ -55,7 +55,7 @@ class UploadedCheckpoints:
     folders: RunFolders
     keep_seconds: float
     _pause: float = field(default=0.0, init=False)
-    _not_before: float = field(default=0.0, init=False)  # monotonic
+    _not_before: float = field(default=0.0, init=False)  # monotonic time of the next try
 
     def note(self, run_id: str, key: str) -> None:
         """Add a checkpoint of this run to the list, before its upload. A key of another kind or run is ignored.
