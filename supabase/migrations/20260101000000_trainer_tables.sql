@@ -83,7 +83,7 @@ comment on column public.training_runs.claim_id is 'The fencing token: every wri
 comment on column public.training_runs.lease_expires_at is 'End of the lease. On a queued run, the lease has expired, but the worker can still return and renew it.';
 comment on column public.training_runs.not_before is 'Backoff: the run is not claimed before this time.';
 comment on column public.training_runs.needs_gpus is 'Number of GPUs that the configuration requires, set by a trigger so that a claim reads no JSON. Null: the row is older than the trigger.';
-comment on column public.training_runs.progress_epoch is 'The highest epoch with a checkpoint: progress since the last crash.';
+comment on column public.training_runs.progress_epoch is 'The highest epoch with a checkpoint. A checkpoint of a higher epoch is progress and resets failures and host_failures.';
 comment on column public.training_runs.last_reported_epoch is 'The last epoch in the history. An attempt that resumes from a later checkpoint reports the missing epochs.';
 comment on column public.training_runs.last_reported_attempt is 'The attempt that reported last_reported_epoch. An attempt that resumes from an older checkpoint reports all its epochs.';
 comment on column public.training_runs.checkpoint is 'The newest checkpoint in the artifacts bucket: {epoch, sha256, bytes, key}.';
@@ -175,7 +175,7 @@ begin
   if new.status in ('completed', 'canceled') then
     new.checkpoint := null;
   end if;
-  -- If a user requeues an ended run, its outcome is cleared. The attempt number continues.
+  -- If a user requeues an ended run, these columns are reset. The attempt number continues.
   if old.status in ('completed', 'failed', 'canceled') and new.status = 'queued' then
     new.finish_requested := false;
     new.cancel_requested := false;

@@ -98,7 +98,7 @@ create trigger training_runs_keep_outcome before update of status on training_ru
 create trigger training_runs_end_has_no_lease after update of status on training_runs
   when new.status in ('completed', 'failed', 'canceled') and new.lease_expires_at is not null
   begin update training_runs set lease_expires_at = null where id = new.id; end;
--- When a user queues an ended run again, its outcome is cleared. The attempt number continues.
+-- When a user requeues an ended run, these columns are reset. The attempt number continues.
 create trigger training_runs_queued_again after update of status on training_runs
   when old.status in ('completed', 'failed', 'canceled') and new.status = 'queued'
   begin

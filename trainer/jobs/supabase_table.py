@@ -190,7 +190,7 @@ def _is_stored(column: str, value: Json) -> bool:
 
 
 def _is_time(text: str) -> bool:
-    """Return whether a text is a time of PostgreSQL: a time of any year, also before Christ, or infinity."""
+    """Return whether a text is a time of PostgreSQL: a time of any year, including years BC, or infinity."""
     year, _, rest = text.removesuffix(" BC").partition("-")
     try:
         return text in ("infinity", "-infinity") or (year.isdecimal() and bool(datetime.fromisoformat(f"2000-{rest}")))

@@ -176,7 +176,7 @@ class StorageApi:
         if status == 413:
             return TooLarge(f"{target.key!r} ({target.bytes / 1e6:.1f} MB) is larger than {where} allows")
         if status == 415:
-            return Misconfigured(f"{where} refuses the type of {target.key!r}: extend its allowed MIME types ({said})")
+            return Misconfigured(f"{where} rejects the type of {target.key!r}: extend its allowed MIME types ({said})")
         if code == "InvalidKey" or message.startswith("Invalid key"):
             return BadRequest(f"storage accepts no object called {target.key!r}: rename it")
         return Misconfigured(f"{said} (about {target.key!r} in {where})")

@@ -127,7 +127,9 @@ class _Gpus(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         labels = ["gpu", "name"]
         memory = GaugeMetricFamily("yolo_trainer_gpu_memory_bytes", "GPU memory in use.", labels=labels)
-        load = GaugeMetricFamily("yolo_trainer_gpu_utilization", "Share of time that the GPU was busy.", labels=labels)
+        load = GaugeMetricFamily(
+            "yolo_trainer_gpu_utilization", "Share of the time in which the GPU was busy.", labels=labels
+        )
         for gpu in self._loads():
             memory.add_metric([str(gpu.index), gpu.name], gpu.memory_used)
             load.add_metric([str(gpu.index), gpu.name], gpu.utilization)

@@ -33,7 +33,7 @@ from trainer.disk.removal import remove_tree
 NOT_PUBLISHED_FOLDERS = {CHECKPOINTS, "journal"}
 WRITTEN_HERE = {RUN_LOG, MANIFEST}  # uploaded last
 DEEPEST = 16  # levels of folders
-PARALLEL = 4  # number of parallel uploads; a large file has its own connection
+PARALLEL = 4  # number of parallel uploads
 LARGEST_LOG = 256 * 2**20  # bytes; only the end of a larger log is published
 LARGEST_FILE = 16 * 2**30  # bytes; the upload of a sparse file of a terabyte would take hours
 LONGEST_KEY = 900  # bytes after the attempt's prefix; S3 allows 1024 in total, a file system 255 between two slashes

@@ -79,7 +79,7 @@ class CheckpointFinder:
         return newest
 
     def _newest_first(self) -> Iterator[tuple[Path | None, Checkpoint]]:
-        """Yield every checkpoint, with None for an unusable file. Download the remote checkpoint only when needed."""
+        """Yield every checkpoint, with None for an unusable file. Download the checkpoint in the bucket on demand."""
         remote = self._remote
         local = [found for folder in self._attempts for found in local_checkpoints(folder)]
         for path, checkpoint in sorted(local, key=self._rank, reverse=True):
