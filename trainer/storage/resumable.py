@@ -92,7 +92,7 @@ class ResumableUpload:
         # behind a gateway, Location may name a host that only the server can reach, so use our own URL
         _, found, name = answer.headers.get("Location", "").partition(f"{_ROUTE}/")
         if not found:
-            raise Unavailable(f"storage at {self._api.host} started an upload without returning its location")
+            raise Unavailable(f"storage at {self._api.host} did not return the location of the new upload")
         try:
             self._note.parent.mkdir(parents=True, exist_ok=True)
             durable.write_text(self._note, json.dumps({"upload": name, "file": str(self._path)}))
@@ -144,5 +144,5 @@ def _offset(answer: Answer, largest: int) -> int:
     """Return the number of bytes on the server. Raises Unavailable if it is larger than `largest`."""
     offset = number_in(answer.headers.get("Upload-Offset", ""), "Upload-Offset")
     if offset > largest:
-        raise Unavailable(f"storage reports {offset} bytes of an upload of which at most {largest} were sent")
+        raise Unavailable(f"storage reports {offset} bytes of an upload, but at most {largest} bytes were sent")
     return offset

@@ -92,7 +92,7 @@ class ArtifactUpload:
         files = {name: path for name, path in files.items() if name not in self._left_out}
         weights = _named_weights(finished, folder)
         if gone := weights.keys() - files.keys():
-            raise WeightsChanged(f"{', '.join(sorted(gone))} is missing from {folder.path}.")
+            raise WeightsChanged(f"{folder.path} does not contain {', '.join(sorted(gone))}.")
         total = sum(path.stat().st_size for path in files.values())
         meter = Meter(on_event, total_files=len(files), total_bytes=total, phase=Phase.UPLOADING)
         upload = _Upload(weights=weights, stop=stop, meter=meter)
