@@ -173,7 +173,7 @@ class GuardedClient:
             raise Unavailable(f"{printable(url, 200)} does not answer: {error}") from None
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
             reason = str(error) or type(error).__name__
-            raise Unavailable(f"{printable(url, 200)} does not answer correctly: {reason}") from None
+            raise Unavailable(f"{printable(url, 200)} cannot be downloaded now: {reason}") from None
         except (httpcore.UnsupportedProtocol, UnicodeError, ValueError) as error:
             raise DatasetError(
                 f"{printable(url, 200)} is not a URL that can be downloaded ({type(error).__name__})."

@@ -118,7 +118,7 @@ def _damage(folder: RunFolder, weights: WeightsFile) -> str | None:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            return f"{path.name} is not a file"
+            return f"{path.name} is not a regular file"
         if status.st_size != weights.bytes:
             return f"{path.name} has {status.st_size} of {weights.bytes} bytes"
         digest = sha256_of(path)

@@ -164,7 +164,7 @@ def test_login_page_for_every_route_is_reported_and_stores_nothing(server, store
 
     with pytest.raises(Unavailable, match="login page"):
         upload()
-    with pytest.raises(Unavailable, match="without returning its location"):
+    with pytest.raises(Unavailable, match="did not return the location"):
         upload(CHUNK + 1)
 
     server.faults.clear()

@@ -35,7 +35,7 @@ def test_error_of_too_large_upload_has_limit_of_bucket(server, store, tmp_path):
     ("bucket", Misconfigured, "bucket 'data' does not exist: create it"),
     ("mime", Misconfigured, "allowed MIME types"),
     ("anon", Misconfigured, "check the key"),
-    ("name", BadRequest, "storage accepts no object called"),
+    ("name", BadRequest, "storage rejects the object name"),
 ])  # fmt: skip
 def test_rejected_upload_has_advice(server, make_store, tmp_path, size, setup, error, words):
     path, _ = source_file(tmp_path, size)

@@ -59,7 +59,7 @@ def test_pipe_in_place_of_model_is_reported_without_opening_it(tmp_path):
     look.start()
     look.join(15)
 
-    assert damages == ["best.pt is not a file"]
+    assert damages == ["best.pt is not a regular file"]
 
 
 def test_damaged_model_without_checkpoint_is_trained_again(worker):

@@ -17,7 +17,7 @@ from trainer.worker import publish
 
 ERRORS = {
     "missing": ObjectMissing("object 'best.pt' does not exist in bucket 'b'"),
-    "bad request": BadRequest("storage accepts no object called 'best.pt'"),
+    "bad request": BadRequest("storage rejects the object name 'best.pt'"),
     "misconfigured": Misconfigured("bucket missing"),
     "machine failed": MachineFailed("cannot read or write /storage: the disk is full"),
     "host failed": HostFailed("the disk is read-only"),
