@@ -186,7 +186,7 @@ class Attempt:
             return True
         is_requested = finished_marker.is_requested(finished, plan)
         if not is_requested:
-            message = "A training of this run has finished, but the settings in the row have changed since: the run is trained again."
+            message = "A training of this run has finished, but the row has new settings: the run is trained again."
             self._run.warn("settings_changed", message)
         return is_requested
 
