@@ -178,7 +178,7 @@ class StorageApi:
         if status == 415:
             return Misconfigured(f"{where} rejects the type of {target.key!r}: extend its allowed MIME types ({said})")
         if code == "InvalidKey" or message.startswith("Invalid key"):
-            return BadRequest(f"storage rejects the object name {target.key!r}: rename the object")
+            return BadRequest(f"storage rejects the object name {target.key!r}: rename it")
         return Misconfigured(f"{said} (about {target.key!r} in {where})")
 
     @contextmanager
