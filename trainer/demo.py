@@ -50,7 +50,7 @@ def draw_dataset(folder: Path, images: int = 240, size: int = 96, seed: int = 7)
     for split in ("train", "val"):
         (folder / "images" / split).mkdir(parents=True, exist_ok=True)
         (folder / "labels" / split).mkdir(parents=True, exist_ok=True)
-    rng = random.Random(seed)  # noqa: S311 - images, not keys
+    rng = random.Random(seed)  # noqa: S311 - the numbers are for images, not for keys
     for index in range(images):
         split = "val" if index % EVERY_VAL == 0 else "train"
         _draw_image(folder, split, f"shapes_{index:04d}", size, rng)

@@ -95,8 +95,8 @@ print(f"CUDA error {error}" if error else count.value)
 class GpuCheck:
     """Checks that all GPUs still respond. Thread-safe.
 
-    Compares the GPU count of CUDA with the first count of CUDA, because NVML can report more GPUs than a process can
-    use (MIG).
+    Compares the number of GPUs in CUDA with the highest earlier number. NVML is not used for the comparison, because it
+    can report more GPUs than a process can use (MIG).
     """
 
     def __init__(self, environment: Mapping[str, str], *, ask: str | None = None, seconds: float = 60.0) -> None:
@@ -120,7 +120,7 @@ class GpuCheck:
         return f"GPU: {problem}: look at nvidia-smi and dmesg, then restart the host."
 
     def _answer(self) -> str:
-        """Return the last output line of the process."""
+        """Return the last output line of a process that asks the driver, or a message after the time limit."""
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", self._ask],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self._environment,

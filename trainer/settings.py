@@ -97,7 +97,8 @@ class Settings(BaseSettings):
             missing = [n for n in ("supabase_url", "supabase_service_role_key") if not getattr(self, n)]
             if missing:
                 names = " and ".join(name.upper() for name in missing)
-                raise ValueError(f"BACKEND={self.backend} needs {names}; set it, or BACKEND=local")
+                them = "it" if len(missing) == 1 else "them"
+                raise ValueError(f"BACKEND={self.backend} needs {names}; set {them}, or BACKEND=local")
         # otherwise a single slow answer could lose the lease
         if self.lease_seconds < 3 * self.cancel_check_interval:
             raise ValueError(

@@ -91,7 +91,7 @@ def test_unknown_setting_and_missing_worker_are_warnings(service):
     assert service.run("enqueue", "--data", str(service.home)).stderr == ""
     queue.report(Worker(id="w"), "the disk is full")
     warning = service.run("enqueue", "--data", str(service.home)).stderr
-    assert warning == "warning: no worker claims runs now: w says: the disk is full\n"
+    assert warning == "warning: no worker claims runs now. Worker w: the disk is full\n"
 
 
 def test_run_is_inserted_if_workers_cannot_be_read(service):

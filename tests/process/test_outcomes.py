@@ -154,7 +154,7 @@ def test_kernel_oom_kill_count_is_used_for_diagnosis(program, monkeypatch):
     counts = iter([4, 5])
     monkeypatch.setattr("trainer.training.supervisor.training_watch.oom_kills", lambda: next(counts))
 
-    with pytest.raises(MachineFailed, match="out-of-memory killer ended it"):
+    with pytest.raises(MachineFailed, match="out-of-memory killer ended the process"):
         program("dies_by_signal", str(int(signal.SIGKILL))).train()
 
 

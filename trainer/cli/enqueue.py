@@ -33,13 +33,13 @@ def enqueue(
     name: Annotated[str | None, typer.Option(help="The name of the run.")] = None,
     config: Annotated[str | None, typer.Option(metavar="JSON", help="The configuration of the row, as JSON.")] = None,
     priority: Annotated[int, typer.Option(help="Runs with a higher priority start first.")] = 0,
-    group: Annotated[str | None, typer.Option(help="The group of the run, for lists.")] = None,
+    group: Annotated[str | None, typer.Option(help="The group of the run, for `status --group`.")] = None,
     tags: Annotated[
-        list[str] | None, typer.Option("--tag", help="A tag for lists; can be given several times.")
+        list[str] | None, typer.Option("--tag", help="A tag for `status --tag`; can be given several times.")
     ] = None,
     own_id: Annotated[
         str | None,
-        typer.Option("--id", metavar="UUID", help="The ID of the run. A repeated command inserts no second run."),
+        typer.Option("--id", metavar="UUID", help="The ID of the run, so that the command can be repeated."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -71,7 +71,7 @@ def enqueue(
         except BadRequest as error:
             fail(*error.problems, code=2)
         typer.echo(json.dumps({"id": run_id}) if as_json else run_id)
-        with suppress(TrainerError):  # a key that can insert a run may not read the workers
+        with suppress(TrainerError):  # a key that can insert a run possibly cannot read the workers
             _warn_if_none_claims(table.workers())
 
 
@@ -126,4 +126,4 @@ def _warn_if_none_claims(workers: Sequence[WorkerRow]) -> None:
     if not alive:
         warn("no worker is running: the run waits in the queue. Start the service on a host.")
     elif all(worker.status_message for worker in alive):
-        warn(f"no worker claims runs now: {alive[0].worker_id} says: {alive[0].status_message}")
+        warn(f"no worker claims runs now. Worker {alive[0].worker_id}: {alive[0].status_message}")

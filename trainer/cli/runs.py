@@ -25,7 +25,7 @@ def status(
     ] = None,
     group: Annotated[str | None, typer.Option(help="List the runs of this group.")] = None,
     tags: Annotated[
-        list[str] | None, typer.Option("--tag", help="List runs with this tag; if repeated, runs with all tags.")
+        list[str] | None, typer.Option("--tag", help="List runs with this tag; if repeated, runs with all given tags.")
     ] = None,
     worker: Annotated[str | None, typer.Option(metavar="ID", help="List the runs of this worker.")] = None,
     as_json: AsJson = False,
@@ -63,7 +63,7 @@ def watch(run_id: RunId) -> None:
 
 @app.command()
 def cancel(run_id: RunId, as_json: AsJson = False) -> None:
-    """Cancel a run. A queued run ends immediately, a running run at its next batch."""
+    """Cancel a run. A queued run ends immediately. A running run ends at its next batch."""
     with run_table() as table:
         row = existing(table.cancel(run_id), run_id)
     print_status(row, as_json=as_json)

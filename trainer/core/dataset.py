@@ -60,7 +60,7 @@ DatasetRef: TypeAlias = DiskRef | ObjectRef | HttpRef
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRequest:
-    """The split of a dataset without a val split: shares of the images, reproducible by seed."""
+    """The requested split of a dataset that has no val split. The same seed gives the same split."""
 
     train_ratio: float
     seed: int = 0

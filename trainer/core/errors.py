@@ -7,10 +7,10 @@
     │   └── ObjectMissing     a stored object does not exist
     ├── RunFailed         the training failed: the run fails with a diagnosis and is never retried
     ├── MachineFailed     the host failed the run: the run is requeued while attempts remain
-    │   ├── HostFailed        the next run would fail, too: a host failure of the worker
-    │   └── HostUnfit         the host does not meet the requirements of the run: one lost attempt per worker
+    │   ├── HostFailed        the next run would fail, too: counts as a host failure of the worker
+    │   └── HostUnfit         the host does not meet the requirements of the run: one lost attempt for each worker
     ├── Unavailable       a remote service does not answer: the caller retries later
-    └── Misconfigured     a remote service rejects the request: the operator has to fix the configuration
+    └── Misconfigured     a setting, a file or the access to a service is wrong: the operator has to fix it
 
 `Stopped` (core/stop.py) is control flow and not an error, so it is not part of the tree.
 
@@ -110,4 +110,4 @@ class Unavailable(TrainerError):
 
 
 class Misconfigured(TrainerError):
-    """A remote service rejects the request: wrong URL, wrong key, missing migration, missing bucket."""
+    """The operator has to fix a setting, a file or the access to a remote service (key, migration, bucket)."""

@@ -2,7 +2,7 @@
 
 The training process sends events as JSON lines (training/wire.py), and the worker adds more events. Durable events
 (`is_durable`) are written to the journal and become rows of `training_run_events`.
-Epochs are 1-based everywhere. Times are in seconds, sizes in bytes, rates per second, memory in bytes.
+Epochs are 1-based everywhere. Durations are in seconds, sizes and memory in bytes, rates per second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Phase(StrEnum):
     PREPARING = "preparing"  # the request is parsed, the dataset is located
     DOWNLOADING = "downloading"
     CHECKING = "checking"  # the dataset is validated and linked into its view
-    STARTING = "starting"  # the training process is started, or a prestarted process receives its order
+    STARTING = "starting"  # the training process is started, or a prestarted process receives its training order
     LOADING = "loading"  # the model and its weights are loaded
     SCANNING = "scanning"  # Ultralytics reads the labels
     TRAINING = "training"
@@ -147,7 +147,7 @@ class Crashed:
     message: str
     traceback: str
     phase: Phase
-    is_installation: bool = False  # the libraries could not be imported, before the process read its order
+    is_installation: bool = False  # the libraries could not be imported
     kind: Literal["crashed"] = "crashed"
 
 

@@ -16,7 +16,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "paddle": ("paddle", "x2paddle"),
 }
 # not supported, because the exporters install their own tool chain into the running environment
-UNSERVED = frozenset(
+UNSUPPORTED = frozenset(
     {
         *("saved_model", "pb", "edgetpu", "litert", "coreai", "imx", "rknn", "executorch", "axelera", "deepx", "qnn"),
         *("hailo", "ascend", "xilinx"),

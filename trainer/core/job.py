@@ -90,7 +90,7 @@ class RunRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A claimed or peeked run.
+    """A run that `Queue.claim` or `Queue.peek` returned.
 
     `attempt` is the number of the claim of this run, from 1, and never repeats. It is part of the key of every artifact
     and event, so no attempt can overwrite the data of another attempt. The queue limits the number of lost attempts.

@@ -13,7 +13,7 @@ class OfficialModel:
     """A model that Ultralytics publishes. `stem` has no task suffix ("yolo11n"); the task selects the suffix."""
 
     stem: str
-    task: Task | None = None  # the task in the name in the row ("yolo11n-seg"), or None
+    task: Task | None = None  # the task in the name that the row uses ("yolo11n-seg"), or None
     kind: Literal["official"] = "official"
 
 

@@ -40,13 +40,13 @@ class Queue(Protocol):
     """
 
     def claim(self, worker: Worker, claim_id: str, lease_seconds: float) -> Lease | None:
-        """End or requeue expired runs. Claim the next suitable run, or return None. Reports the worker online."""
+        """End or requeue expired runs. Claim the next suitable run, or return None. Report the worker online."""
 
     def peek(self, worker: Worker) -> Job | None:
         """Return the run that `claim` would return now, without a claim."""
 
     def beat(self, lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
-        """Renew the lease, merge `progress` into the row, store each event once. Reports the worker busy.
+        """Renew the lease, merge `progress` into the row, store each event once. Report the worker busy.
 
         An expired lease is also renewed, unless another worker claimed the run. A `checkpoint` event with a new highest
         epoch resets the count of lost attempts. A `checkpoint` event with a key becomes the checkpoint of the row. An
@@ -60,7 +60,7 @@ class Queue(Protocol):
 
         `Retry` requeues the run with backoff while attempts remain; otherwise the run fails. With `host_failed`, only
         the first failure of each worker since the last progress counts as a lost attempt. This worker can claim the run
-        20 s later than other workers. `Interrupted` requeues the run immediately and counts no attempt.
+        20 s later than other workers. `Interrupted` requeues the run immediately and is not a lost attempt.
         """
 
     def report(self, worker: Worker, problem: str | None) -> None:
@@ -68,7 +68,7 @@ class Queue(Protocol):
 
 
 class RunTable(Protocol):
-    """The interface of the same table for users: the command line, an API, a search.
+    """The interface of the queue for users: the command line, an API, a search.
 
     A method that changes a run returns the changed row, or None for an unknown ID. Raises `Unavailable`,
     `Misconfigured`, and `BadRequest` for values that the table cannot store.
@@ -98,7 +98,7 @@ class RunTable(Protocol):
         """
 
     def cancel(self, run_id: str) -> RunRow | None:
-        """Cancel a queued run immediately, or request the cancel of a running run, as the web app does."""
+        """Cancel a queued run immediately, or request that a running run is canceled, as the web app does."""
 
     def request_finish(self, run_id: str) -> RunRow | None:
         """Request that a running run stops after the current epoch and completes."""
@@ -208,7 +208,7 @@ class Datasets(Protocol):
         stop: StopSignal,
         on_event: Callable[[Event], None],
     ) -> PreparedDataset:
-        """Fetch, recognize, convert, validate and link into the new folder `view`. Raises DatasetError, Unavailable."""
+        """Fetch, convert and check the dataset; link it into the new folder `view`. Raises DatasetError, Unavailable."""
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
         """Download the files for `prepare` into the caches. Raises the errors of `prepare`."""
@@ -226,7 +226,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOrder:
-    """The complete input of a training process, without secrets."""
+    """The training order: the complete input of a training process, without secrets."""
 
     plan: TrainPlan
     model: Path
@@ -236,7 +236,7 @@ class TrainingOrder:
     resume: Path | None = None  # a verified checkpoint to resume from
     best_of: Path | None = None  # a verified checkpoint; the training starts from its best weights instead of `model`
     setup: JsonObject | None = None  # the `Setup` that each checkpoint records (core/resumption.py)
-    last_reported_epoch: int = 0  # last epoch in the history; the child reports the later epochs, up to `resume`
+    last_reported_epoch: int = 0  # last epoch in the history; the process first reports later epochs of `resume`
 
 
 class Trainer(Protocol):
@@ -256,7 +256,7 @@ class Trainer(Protocol):
         """
 
     def close(self) -> None:
-        """End prestarted processes without an order."""
+        """End the prestarted processes, which have no training order."""
 
 
 class Delivery(StrEnum):

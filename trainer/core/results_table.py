@@ -1,4 +1,4 @@
-"""The file results.csv of Ultralytics: metrics of each epoch, for epochs that were not reported before a crash."""
+"""The metrics of each epoch in Ultralytics' results.csv, also of epochs that were not reported before a crash."""
 
 from __future__ import annotations
 

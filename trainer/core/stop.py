@@ -36,7 +36,7 @@ class Stopped(Exception):
 class StopSignal:
     """A thread-safe flag with a reason, inherited from its parent.
 
-    FINISH ends only the training, not the run, so `raise_if_set` does not raise for it.
+    FINISH ends only the training, not the run, so `raise_if_set` does not raise for FINISH.
     """
 
     def __init__(self, parent: StopSignal | None = None) -> None:
@@ -77,7 +77,7 @@ class StopSignal:
         return self.reason not in (None, StopReason.FINISH)
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until the work has to stop, for `seconds` at most. Return whether the work has to stop."""
+        """Wait until the work has to stop, but at most `seconds`. Return whether the work has to stop."""
         deadline = None if seconds is None else time.monotonic() + seconds
         with self._changed:
             while not self.must_stop:
@@ -95,7 +95,7 @@ class StopSignal:
 
     @contextmanager
     def extra_time(self, seconds: float, *, at_most: bool = False) -> Iterator[StopSignal]:
-        """Yield a signal that is set `seconds` after this signal, so that the work can end properly.
+        """Yield a signal that is set `seconds` after this signal, so that the work has time to end.
 
         LOST sets the new signal immediately. After a shutdown, the seconds count from the shutdown request. With
         `at_most`, the new signal is set at the latest `seconds` from now.

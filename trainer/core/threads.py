@@ -12,8 +12,8 @@ from contextlib import contextmanager
 def thread_running(
     name: str, work: Callable[[], object], end: Callable[[], object], seconds: float | None = None
 ) -> Iterator[None]:
-    """Run `work` in a thread during the block. Then call `end`, and wait for the thread, for `seconds` at most."""
-    in_context = contextvars.copy_context().run  # the labels of the log
+    """Run `work` in a thread during the block. Then call `end`, and wait at most `seconds` for the thread."""
+    in_context = contextvars.copy_context().run  # the thread logs with the labels of its caller
     thread = threading.Thread(target=in_context, args=(work,), name=name, daemon=True)
     thread.start()
     try:

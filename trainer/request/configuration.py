@@ -25,7 +25,7 @@ _EXPORT_ALIASES = {"tensorrt": "engine", "trt": "engine", "savedmodel": "saved_m
 
 
 def references(value: object) -> list[str]:
-    """Return the dataset references in a text or a list. Raise ValueError if a reference is not usable."""
+    """Return the dataset references in a text or a list. Raise ValueError if a reference is not valid."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not 0 < len(texts) <= _MOST_SOURCES:
         raise ValueError("not a list of references")
@@ -151,7 +151,7 @@ class RunConfiguration(TrainArguments):
         "Name of an augmentation in the web app. The name has no effect: send the values of the augmentation.",
         "augmentation",
     )
-    optimization_strategy: Any = setting(None, "`bayesian` is not supported: the given values are trained once.")
+    optimization_strategy: Any = setting(None, "`bayesian` is not supported: one training uses the given values.")
     bayesian_config: Any = setting(None, "Settings of the Bayesian search, which is not supported.")
 
 

@@ -1,6 +1,6 @@
-"""The kinds of values of settings: each has a pydantic type, a normalization, and a rule in words.
+"""The kinds of setting values: each has a pydantic type, a normalization, and a rule in words.
 
-A marker in `Annotated` first normalizes a value ("16" and 16.0 become 16), then the annotated type checks it.
+The `Rule` in `Annotated` first normalizes a value ("16" and 16.0 become 16), then the annotated type checks it.
 """
 
 from __future__ import annotations
@@ -187,6 +187,6 @@ Scale: TypeAlias = Annotated[
 _CLASS = {"type": "integer", "minimum": 0, "maximum": 99_999}
 Classes: TypeAlias = Annotated[
     Annotated[list[Annotated[int, Field(ge=0, lt=100_000)]], Field(min_length=1, max_length=_MOST_ITEMS)],
-    Rule("a class index or a list of them", _classes),
+    Rule("a class index, or a list of class indices", _classes),
     WithJsonSchema({"anyOf": [_CLASS, {"type": "array", "items": _CLASS, "minItems": 1, "maxItems": _MOST_ITEMS}]}),
 ]

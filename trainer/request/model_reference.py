@@ -12,7 +12,7 @@ from trainer.core.text import shown
 
 _RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _MAY_BE = (
-    "base_model may be a published model (yolo11n, YOLOv8s-seg), an architecture (yolo11n.yaml), a .pt file in "
+    "base_model can be a published model (yolo11n, YOLOv8s-seg), an architecture (yolo11n.yaml), a .pt file in "
     "MODELS_DIR, storage:KEY.pt in the artifacts bucket, or the ID of a completed run"
 )
 

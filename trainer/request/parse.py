@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from trainer.core import model_catalog
 from trainer.core.errors import BadRequest
-from trainer.core.export_formats import PACKAGES, UNSERVED
+from trainer.core.export_formats import PACKAGES, UNSUPPORTED
 from trainer.core.job import RunRequest
 from trainer.core.model import Architecture, ModelRef, OfficialModel, Value
 from trainer.core.plan import TrainPlan
@@ -114,7 +114,7 @@ def _validated(found: Unnested) -> RunConfiguration:
 
 @dataclass
 class _Reading:
-    """The checks that need more than one setting. Problems and warnings go to `found`."""
+    """Builds the plan, and checks the settings that depend on each other. Problems and warnings go to `found`."""
 
     found: Unnested
     configuration: RunConfiguration
@@ -202,7 +202,7 @@ class _Reading:
             if name not in available:
                 spelling, offered = self.found.settings["exports"].spelling, ", ".join(sorted(available)) or "none"
                 self.found.problems.append(
-                    f"{spelling} = {shown(name)}: {_unserved(name)}; formats of this worker: {offered}"
+                    f"{spelling} = {shown(name)}: {_unsupported(name)}; formats of this worker: {offered}"
                 )
 
     def _without_effect(self, args: Mapping[str, Value]) -> Iterator[str]:
@@ -217,7 +217,7 @@ class _Reading:
         if "requires" in given and given["requires"].depth:  # the queue reads `requires` only at the top level
             yield f"{given['requires'].spelling} had no effect: move it out of the section"
         if config.optimization_strategy == "bayesian":
-            yield "the Bayesian search is not supported: the given values are trained once"
+            yield "the Bayesian search is not supported: one training uses the given values"
 
 
 def _bounded(lines: list[str]) -> list[str]:
@@ -232,8 +232,8 @@ def _from_scratch(model: ModelRef) -> ModelRef | None:
     return replace(untrained, task=model.task) if untrained else None
 
 
-def _unserved(name: str) -> str:
-    if name in UNSERVED:
+def _unsupported(name: str) -> str:
+    if name in UNSUPPORTED:
         return "needs a tool chain that is not supported"
     if name not in PACKAGES:
         return "no such export format"

@@ -1,4 +1,4 @@
-"""The configuration of a run for other programs (JSON Schema) and for people (a table)."""
+"""Describes the configuration of a run: for programs as JSON Schema, for people as a table."""
 
 from __future__ import annotations
 

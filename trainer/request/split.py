@@ -11,7 +11,8 @@ from trainer.core.dataset import SplitRequest
 from trainer.request.fields import Rule, Seed, Share, setting
 
 SPLIT_RULE = (
-    'an object like {"train_ratio": 0.8, "val_ratio": 0.2, "seed": 0}, whose shares are above 0 and sum up to 1'
+    'an object like {"train_ratio": 0.8, "val_ratio": 0.2, "seed": 0}; '
+    "its shares sum up to 1, and train and val are above 0"
 )
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SHARES = ("train_ratio", "val_ratio", "test_ratio")
@@ -52,7 +53,7 @@ class Split(BaseModel):
     splits: Annotated[
         dict[str, Literal["train", "val", "test"]], Rule('an object like {"7.jpg": "val"}', _assigned)
     ] = setting({}, "Split of each image, by name or ID: train, val or test.", "customSplits")
-    method: Any = setting(None, "`none` or `use_dataset` keep the dataset's own split.")
+    method: Any = setting(None, "`none` or `use_dataset` keeps the dataset's own split.")
     source: Any = setting(None, "This setting has no effect.")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Ultralytics' train arguments: those that a row can set, and those that it must not set, with the reason.
+"""Ultralytics' train arguments: those that a row can set, and those that are refused or ignored, with the reason.
 
 Every argument of the installed `default.yaml` is in exactly one of `TrainArguments`, `REFUSED` and `IGNORED`, or a field
 of its own in the plan. tests/unit/request/test_train_arguments.py fails for an additional argument of a new version.
@@ -99,9 +99,9 @@ class TrainArguments(BaseModel):
     mask_ratio: Annotated[int, whole(1, 32)] = setting(4, "Downsampling of the masks (segment).")
 
     # augmentation
-    hsv_h: Share = setting(0.015, "Change of the hue.")
-    hsv_s: Share = setting(0.7, "Change of the saturation.")
-    hsv_v: Share = setting(0.4, "Change of the brightness.")
+    hsv_h: Share = setting(0.015, "Maximum change of the hue, as a share.")
+    hsv_s: Share = setting(0.7, "Maximum change of the saturation, as a share.")
+    hsv_v: Share = setting(0.4, "Maximum change of the brightness, as a share.")
     degrees: Annotated[float, between(0, 180)] = setting(0.0, "Rotation by up to this many degrees.")
     translate: Share = setting(0.1, "Shift by up to this share of the image.")
     scale: Scale = setting(0.5, "Zoom by up to this share.")
@@ -125,7 +125,7 @@ class TrainArguments(BaseModel):
 
     # validation
     conf: Share = setting(None, "Minimum confidence of a detection.")
-    iou: Share = setting(0.7, "Overlap (IoU) above which detections are merged.")
+    iou: Share = setting(0.7, "Overlap (IoU) above which only the more confident detection is kept.")
     max_det: Annotated[int, whole(1, 100_000)] = setting(300, "Maximum number of detections per image.")
     nms: Flag = setting(None, "If false, the validation uses the head that needs no non-maximum suppression.")
     agnostic_nms: Flag = setting(False, "Also suppress overlapping detections of different classes.")

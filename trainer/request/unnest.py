@@ -1,7 +1,7 @@
-"""A row's `configuration` as one flat set of settings: unnested, by the names of `RunConfiguration`.
+"""Flattens the `configuration` of a row: settings in sections become one set with the names of `RunConfiguration`.
 
-Only names are interpreted here. A blank value (null, "", "  ", [], {}) means "not given" for every setting, and is
-removed here, so that no other rule has to handle it.
+This module interprets the names of settings, not their values. But it removes blank values (null, "", "  ", [], {}),
+which mean "not given" for every setting, so that no other rule has to handle them.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _without_blanks(value: Json) -> Json:
 
 @dataclass(frozen=True)
 class Given:
-    """A value and the name under which it was given; a value in a deeper section is more specific."""
+    """A value and the name under which it was given; a value in a deeper section has priority."""
 
     spelling: str
     value: Json
@@ -94,7 +94,7 @@ class Unnested:
         """Flatten a configuration: an object, its JSON text, the JSON text of that text, or null."""
         found = cls()
         for name, given in found._walk(found._object("configuration", raw)):
-            found._settle(name, given)
+            found._add(name, given)
         return found
 
     def _object(self, where: str, raw: Json) -> Mapping[str, Json]:
@@ -150,8 +150,11 @@ class Unnested:
         self.warnings.append(f"unknown setting {spelling} was ignored{hint}")
         return None
 
-    def _settle(self, name: str, new: Given) -> None:
-        """Keep one of two spellings: equal values agree, a nested value has priority, other values are a problem."""
+    def _add(self, name: str, new: Given) -> None:
+        """Add a setting. If it was given before, the value in the deeper section has priority.
+
+        Different values at the same depth are a problem.
+        """
         old = self.settings.setdefault(name, new)
         if old is new or old.value == new.value:
             return
@@ -160,4 +163,4 @@ class Unnested:
             return
         winner, loser = (new, old) if new.depth > old.depth else (old, new)
         self.settings[name] = winner
-        self.warnings.append(f"{loser} was ignored: {winner} is more specific")
+        self.warnings.append(f"{loser} was ignored: {winner} is in a deeper section")

@@ -1,6 +1,6 @@
 """The export formats that this host supports.
 
-This module does not import torch, so that the supervisor can check a request early.
+This module does not import torch, so that a request can be checked before a training process starts.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """The protocol between the supervisor and a training process: one JSON object per line, in both directions.
 
-    supervisor → training process, on its stdin     {"kind": "train", …}    once, the first line
+    supervisor → training process, on its stdin     {"kind": "train", …}    the training order, only as the first line
                                                     {"kind": "stop", "reason": "canceled|shutdown|finish"}
     training process → supervisor, on the           one event of core/events.py per line; `kind` is its type
     descriptor of its argument `--events-fd N`
 
 Stdout and stderr are not part of the protocol: libraries print there.
 
-A prestarted process is started before its order exists, so the order names the GPUs. The process sets
-CUDA_VISIBLE_DEVICES from `order.devices` ("" for none) before anything uses CUDA; torch reads it when CUDA is
-initialized, not when torch is imported. End of file on stdin means that the supervisor has ended or has no order. The
-process then exits with code 0.
+A prestarted process is started before its training order exists, so the order names the GPUs. The process sets
+CUDA_VISIBLE_DEVICES from `order.devices` ("" for the CPU) before anything uses CUDA. torch reads the variable when CUDA
+is initialized, not when torch is imported. End of file on stdin means that the supervisor has ended or has no order.
+The process then exits with code 0.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopReason
 
 # environment variables that the supervisor sets for a training process
-SANDBOX = "TRAINER_SANDBOX"  # "0": the process does not sandbox itself
+SANDBOX = "TRAINER_SANDBOX"  # "0": the process does not enter the sandbox
 FAST_LOADER = "TRAINER_FAST_LOADER"  # bytes of decoded images that the process may store on disk
 
 LONGEST_LINE = 8 * 2**20  # bytes; a final report with its curves has a few hundred KiB
@@ -58,7 +58,7 @@ def decode_event(line: bytes) -> Event:
 
 
 def encode_order(order: TrainingOrder) -> bytes:
-    """Return the order as one line, without the dataset's findings and summary."""
+    """Return the training order as one line, without the dataset's findings and summary."""
     order = replace(order, plan=order.plan.without_secrets(), dataset=replace(order.dataset, findings=(), summary={}))
     return _line({"kind": "train", **_ORDERS.dump_python(order, mode="json")})
 
@@ -69,7 +69,7 @@ def encode_stop(reason: StopReason) -> bytes:
 
 
 def decode_command(line: bytes) -> TrainingOrder | StopReason:
-    """Return the command of one line: an order, or the reason for a stop request. Raises `WireError`."""
+    """Return the command of one line: a training order, or the reason for a stop request. Raises `WireError`."""
     data = _object(line)
     if data.get("kind") not in ("train", "stop"):
         raise WireError(f"{_quoted(line)} is not a command: kind must be train or stop")

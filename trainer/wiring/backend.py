@@ -18,7 +18,7 @@ from trainer.storage.router import StoreRouter
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """The queue of the runs and the store of the objects. `local` is one SQLite file and one folder."""
+    """The queue of the runs and the store of the objects. The local backend is one SQLite file and one folder."""
 
     queue: Queue
     runs: RunTable
@@ -31,7 +31,7 @@ class Backend:
 
 @contextmanager
 def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
-    """Open the backend of the settings. This sends no request."""
+    """Open the backend that the settings select. No request is sent."""
     if not settings.uses_supabase:
         queue = SqliteQueue(settings.trainer_home / "queue.db")
         store = LocalObjectStore(settings.trainer_home / "storage")
@@ -72,5 +72,5 @@ def open_backend(settings: Settings, stop: StopSignal) -> Iterator[Backend]:
 
 
 def beat_seconds(settings: Settings) -> float:
-    """Return the shorter interval, in seconds. A heartbeat renews the lease and checks for a cancel request."""
+    """Return the seconds between two heartbeats. A heartbeat renews the lease and also checks for a cancel request."""
     return min(settings.cancel_check_interval, settings.heartbeat_interval)

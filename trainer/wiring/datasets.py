@@ -37,7 +37,7 @@ def build_datasets(
     opened: ExitStack,
     extra: tuple[Path, ...] = (),
 ) -> FetchedDatasets:
-    """Return the datasets of a service. A row can name files in the folders of the settings and in `extra`."""
+    """Return the port `Datasets` of a service. A row can name files in the folders of the settings and in `extra`."""
     root, roots = settings.datasets_folder, dataset_roots(settings, extra)
     own_hosts = [urlsplit(backend.url).netloc] if backend.url else []
     web = GuardedClient(allowed_hosts=settings.allowed_dataset_hosts, own_hosts=own_hosts)
@@ -70,7 +70,7 @@ def dataset_roots(settings: Settings, extra: tuple[Path, ...] = ()) -> Roots:
 
 
 def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
-    """Return the warnings about a run. Raise BadRequest if no worker can train the run.
+    """Return the warnings about a request. Raise BadRequest if no worker can train the run.
 
     The workers of the local queue are on this host, so the exports, the dataset and the weights must be available here.
     """
@@ -125,7 +125,7 @@ def weights_on_disk(settings: Settings) -> list[str]:
 
 
 def _model_folder(settings: Settings) -> ModelFolder:
-    """Return MODELS_DIR. It has no access to the store, the queue or the network."""
+    """Return the folder MODELS_DIR, without access to the store, the queue or the network."""
     return ModelFolder(
         settings.models_folder,
         store=None,

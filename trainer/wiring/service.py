@@ -1,4 +1,4 @@
-"""Construction of the service: the parts that execute runs, and the daemon that claims runs."""
+"""Builds the service: the objects that execute runs (`RunParts`), and the daemon that claims runs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ REPORTERS_CLOSE = 5.0  # seconds that a shutdown waits for the reporters
 
 @dataclass(frozen=True, kw_only=True)
 class RunParts:
-    """The parts that execute runs: the same for the daemon and for a single run."""
+    """The objects that execute runs. The daemon uses them, and a program can use them for a single run."""
 
     backend: Backend
     host: RunHost
@@ -73,7 +73,7 @@ def build_service(settings: Settings, stop: StopSignal) -> Iterator[Daemon]:
 
 @contextmanager
 def open_run_parts(settings: Settings, backend: Backend, health: Health, liveness: Liveness) -> Iterator[RunParts]:
-    """Open the parts that execute runs, and close them after the block."""
+    """Build the objects that execute runs, and close them after the block."""
     with ExitStack() as opened:
         beat, reporters = open_reporters(settings, backend.queue.beat, health, opened)
         trainer = build_trainer(settings)
@@ -115,7 +115,7 @@ def open_reporters(settings: Settings, beat: Beat, health: Health, opened: ExitS
 def build_run_services(
     settings: Settings, backend: Backend, health: Health, trainer: ChildTrainer, datasets: FetchedDatasets
 ) -> RunServices:
-    """Return the parts that all runs share."""
+    """Return the services that all runs share."""
     folders = RunFolders(
         runs=settings.runs_folder,
         views=settings.datasets_folder / "datasets",
@@ -151,7 +151,7 @@ def build_run_services(
 
 
 def build_daemon(settings: Settings, parts: RunParts, manager: ServiceManager) -> Daemon:
-    """Return the loop that claims runs."""
+    """Return the daemon, which claims runs in a loop."""
     queue, services = parts.backend.queue, parts.host.services
     slots, describe = Slots(slot_devices(settings)), partial(describe_worker, settings)
     orphans = partial(orphaned_journals, services.folders.journals, settings.worker_id, settings.lease_seconds)
@@ -184,7 +184,7 @@ def build_daemon(settings: Settings, parts: RunParts, manager: ServiceManager) -
 
 
 def build_housekeeping(settings: Settings, parts: RunParts) -> Housekeeping:
-    """Return the chores that free disk space and delete uploaded checkpoints."""
+    """Return the regular tasks that free disk space and delete uploaded checkpoints."""
     services = parts.host.services
     return Housekeeping(
         [

@@ -150,7 +150,7 @@ def test_settings_of_other_modes_are_ignored_with_warning():
 
 def test_bayesian_search_is_ignored_with_warning():
     assert parse({"optimizationStrategy": "bayesian"}).warnings == (
-        "the Bayesian search is not supported: the given values are trained once",
+        "the Bayesian search is not supported: one training uses the given values",
     )
 
 

@@ -261,5 +261,5 @@ def test_every_installed_export_format_is_in_one_table():
     function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "export_formats")
     rows = next(n.value for n in function.body if isinstance(n, ast.Assign))
     formats = {ast.literal_eval(row)[1] for row in rows.elts} - {"-"}
-    assert set(export_formats.PACKAGES) | export_formats.UNSERVED == formats
-    assert set(export_formats.PACKAGES) & export_formats.UNSERVED == set()
+    assert set(export_formats.PACKAGES) | export_formats.UNSUPPORTED == formats
+    assert set(export_formats.PACKAGES) & export_formats.UNSUPPORTED == set()

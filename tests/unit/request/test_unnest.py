@@ -107,7 +107,7 @@ def test_nested_setting_has_priority_over_flat_setting(reverse):
     items = [("imgsz", 640), ("advanced_config", {"imgsz": 1280})]
     plan = parse(dict(reversed(items) if reverse else items))
     assert plan.imgsz == 1280
-    assert plan.warnings == ("imgsz = 640 was ignored: advanced_config.imgsz = 1280 is more specific",)
+    assert plan.warnings == ("imgsz = 640 was ignored: advanced_config.imgsz = 1280 is in a deeper section",)
 
 
 # ── sections ──

@@ -116,7 +116,7 @@ OUTPUTS = {
     "SIGKILL": (-9, ["  2/3 ━━━"], r"killed while training \(epoch 3\) \(SIGKILL\).*memory"),
     "SIGKILL as exit code of a shell": (137, [], "SIGKILL"),
     "other exit code": (3, ["done, I think", " "], "exit code 3.*done, I think"),
-    "no output": (0, [], "exit code 0.*it printed nothing"),
+    "no output": (0, [], "exit code 0.*: none"),
     "SIGTERM after a harmless warning": (
         -15,
         ["WARNING ⚠️ 1.jpg: ignoring corrupt image/label: [Errno 30] Read-only file system", "  2/3 ━━━"],

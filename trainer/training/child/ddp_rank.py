@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> NoReturn:
-    """Train this rank's share of the order that the socket delivers."""
+    """Receive the training order from the socket, and train as one rank."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(argv[0])
     refuse_network()

@@ -1,4 +1,4 @@
-"""The training process's end of the event pipe. The training never waits for a slow or missing reader."""
+"""Sends the events of a training process. The training never waits for a slow or missing reader."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The training process: `python -m trainer.training.child.main --events-fd N`. It trains once and exits.
 
-It reads the order and stop requests from stdin and writes events to descriptor N (see wire.py). A prestarted process,
-which starts without CUDA_VISIBLE_DEVICES, imports the slow packages before its order arrives. When it has its order, the
-process enters a sandbox (sandbox/policy.py) before it opens any file of the dataset or a model.
+It reads the training order and stop requests from stdin and writes events to descriptor N (see wire.py). A prestarted
+process, which starts without CUDA_VISIBLE_DEVICES, imports the slow packages before its training order arrives. After
+its order has arrived, a process enters a sandbox (sandbox/policy.py), before it opens a file of the dataset or a model.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LATE_IMPORTS = (
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Execute one order from stdin."""
+    """Execute the training order from stdin."""
     parser = argparse.ArgumentParser(prog="trainer.training.child.main")
     parser.add_argument("--events-fd", type=int, required=True)
     fd = parser.parse_args(argv).events_fd
@@ -66,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def take_stdin() -> BinaryIO:
-    """Return standard input as a file of our own, and make `sys.stdin` empty.
+    """Return a copy of standard input, and make `sys.stdin` empty.
 
-    A forked process (a worker of a data loader) closes its `sys.stdin` first. This would deadlock, because our reading
-    thread holds the lock of the file.
+    A forked process (a worker of a data loader) first closes its `sys.stdin`. If a thread of this process read from
+    `sys.stdin`, it would hold the lock of this file object, and the forked process would deadlock.
     """
     own = os.fdopen(os.dup(0), "rb")
     with open(os.devnull, "rb") as null:  # noqa: PTH123
@@ -78,7 +78,7 @@ def take_stdin() -> BinaryIO:
 
 
 class Commands:
-    """Reads stdin: first the order, then, after `listen`, stop requests. End of file ends the process at any time."""
+    """Reads stdin: first the training order, then, after `listen`, stop requests. End of file ends the process."""
 
     def __init__(self, stdin: BinaryIO, stop: StopSignal) -> None:
         self._stdin = stdin
@@ -87,7 +87,7 @@ class Commands:
         threading.Thread(target=self._read, args=(True,), name="order", daemon=True).start()
 
     def order(self) -> TrainingOrder:
-        """Wait for the order and return it."""
+        """Wait for the training order and return it."""
         return self._orders.get()
 
     def listen(self) -> None:
@@ -95,7 +95,7 @@ class Commands:
         threading.Thread(target=self._read, args=(False,), name="commands", daemon=True).start()
 
     def _read(self, until_order: bool) -> None:
-        code = 2  # exit code after an invalid line, because such a supervisor could not stop the training
+        code = 2  # exit code after an invalid line: a supervisor with another protocol could not stop the training
         try:
             for line in self._stdin:
                 command = decode_command(line)
@@ -105,7 +105,7 @@ class Commands:
                     self._orders.put(command)
                     if until_order:
                         return
-            code = 0  # the supervisor has ended, so the result is not needed
+            code = 0  # end of file: no supervisor needs the result
         except WireError as error:
             print(f"WireError: {error}", file=sys.stderr)  # noqa: T201 - stderr goes to the run's log
         leave(code)
@@ -141,7 +141,7 @@ def carry_out(training: Training, send: Callable[[Event], None]) -> None:
 
 
 def _train(training: Training, send: Callable[[Event], None]) -> None:
-    """Train. A failure after the last epoch is a warning if the weights can be saved."""
+    """Train. A failure after the last epoch becomes a warning if the weights can be restored."""
     try:
         training.train()
     except Stopped:

@@ -1,4 +1,4 @@
-"""Refuses network access in the training process, so that an attempt fails at once instead of after a timeout."""
+"""Refuses network access in the training process, so that a connection fails at once instead of after a timeout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LOOPBACK = ("127.", "::1", "localhost")
 
 
 def refuse_network() -> None:
-    """Make every attempt to reach another host raise ConnectionError, until this process ends."""
+    """Raise ConnectionError for every connection to another host, and for every lookup of its name, from now on."""
     sys.addaudithook(_refuse)
 
 

@@ -45,7 +45,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class SandboxUnavailable(OSError):
-    """This kernel or container does not provide the protection."""
+    """A protection of the sandbox (Landlock or seccomp) is not available on this host."""
 
 
 @dataclass(frozen=True, kw_only=True)

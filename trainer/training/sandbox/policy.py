@@ -47,7 +47,7 @@ _MPS = Path("/tmp/nvidia-mps")  # noqa: S108 - the pipes of NVIDIA's multi-proce
 
 
 def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
-    """Enter the sandbox with this thread and all that it starts later. Return the unavailable protections."""
+    """Enter the sandbox with this thread and everything that it starts later. Return the unavailable protections."""
     order.run_dir.mkdir(parents=True, exist_ok=True)
     uses_tcp = len(order.devices) > 1  # the ranks communicate over TCP
     if order.devices:
@@ -76,12 +76,12 @@ def create_gpu_device(devices: Path) -> None:
 
 
 def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> AccessPolicy:
-    """Return the policy for an order, in a process with this environment."""
+    """Return the access policy for a training order, in a process with this environment."""
     linked = linked_files(order.dataset.root)
     checkpoint = order.resume or order.best_of
     own = [order.dataset.root, order.dataset.data, order.model, *([checkpoint] if checkpoint else [])]
     matplotlib = [Path(folder) for folder in _values(environment, "MPLCONFIGDIR")]
-    # all later runs share the font list, so only a run without a font list may write it
+    # all later runs share the font list, so its folder is writable only while the list does not exist
     without_fonts = [folder for folder in matplotlib if not any(folder.glob("fontlist-*.json"))]
     private = [Path(folder) for folder in _values(environment, "HOME", "TMPDIR", "YOLO_CONFIG_DIR", "CUDA_CACHE_PATH")]
     devices = [Path("/dev", name) for name in os.listdir("/dev") if name.startswith(_DEVICES)]  # noqa: PTH208
@@ -97,13 +97,13 @@ def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> Acces
         ),
         read=(*own, *linked, *matplotlib, *map(Path, _SYSTEM_FILES), *_amp_check(environment)),
         run=(_PROJECT / "trainer", *(part for root in _programs(environment) for part in without(root, _PROJECT))),
-        names=(_PROJECT,),  # a new Python process imports from here
+        names=(_PROJECT,),  # a new Python process lists this folder to import `trainer`
         samples=(order.run_dir, *own, *islice(linked.values(), _SAMPLES), *_imported_files()),
     )
 
 
 def linked_files(view: Path) -> dict[Path, Path]:
-    """Return the folders outside of `view` to which its symlinks point, each with one linked file."""
+    """Return the folders that contain the targets of the symlinks in `view`, each with one linked file."""
     names_in: dict[str, set[str]] = {}
     for target in _link_targets(str(view)):
         folder, _, name = target.rpartition("/")

@@ -23,7 +23,7 @@ Label: TypeAlias = dict[str, Any]
 
 
 def install() -> None:
-    """Use the tables from now on. Call it once, after the imports."""
+    """Use the tables from now on. Call this function once, after the imports."""
     scan = YOLODataset._load_or_scan_cache  # noqa: SLF001 - the only place where a label cache is read
 
     @functools.wraps(scan)

@@ -30,14 +30,14 @@ from ultralytics.data.base import BaseDataset
 FOLDER = "pixels"  # in the view
 SAMPLES = 3  # images of each split that are decoded to verify linked files
 _SHARE_OF_FREE = 4  # at most a quarter of the free space on the disk
-# the end of a stored file, which numpy does not read: a mark, then height, width and modification time of the image
+# the end of a stored file, which numpy does not read: signature, height, width, modification time of the image
 _TRAILER = struct.Struct("<4sIIq")
-_MARK = b"PIX1"
+_SIGNATURE = b"PIX1"
 Loaded: TypeAlias = tuple[np.ndarray, tuple[int, int], tuple[int, int]]
 
 
 def install(most_bytes: int) -> None:
-    """Store up to about `most_bytes` of pixels for each split from now on. Call it once, after the imports."""
+    """Store up to about `most_bytes` of pixels for each split. Call this function once, after the imports."""
     original, initialize = BaseDataset.load_image, BaseDataset.__init__
 
     @functools.wraps(original)
@@ -168,12 +168,15 @@ def _stored_file(dataset: Any, i: int, rect_mode: bool) -> Path | None:
 
 
 def _stored_size(path: Path, image: str) -> tuple[int, int] | None:
-    """Return the image's original size, or None if its pixels are missing, incomplete or older than the image."""
+    """Return the image's original size, or None if the stored file is missing, incomplete or of another image.
+
+    A file of another image is removed.
+    """
     with contextlib.suppress(OSError):
         with path.open("rb") as file:
             file.seek(-_TRAILER.size, os.SEEK_END)
-            mark, height, width, changed = _TRAILER.unpack(file.read())
-        if (mark, changed) == (_MARK, Path(image).stat().st_mtime_ns):
+            signature, height, width, changed = _TRAILER.unpack(file.read())
+        if (signature, changed) == (_SIGNATURE, Path(image).stat().st_mtime_ns):
             return height, width
         path.unlink(missing_ok=True)
     return None
@@ -190,7 +193,7 @@ def _store(path: Path, image: str, pixels: np.ndarray, size: tuple[int, int]) ->
         try:
             with temporary.open("xb") as file:
                 np.lib.format.write_array(file, pixels, allow_pickle=False)
-                file.write(_TRAILER.pack(_MARK, *size, changed))
+                file.write(_TRAILER.pack(_SIGNATURE, *size, changed))
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

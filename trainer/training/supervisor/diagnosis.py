@@ -1,4 +1,4 @@
-"""Explains the end of a training process without a result: an error message with the cause and the fix."""
+"""Explains why a training process ended without a result: an error message with the cause and the fix."""
 
 from __future__ import annotations
 
@@ -48,14 +48,17 @@ class Evidence:
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
-    """Return the error for this evidence: `RunFailed` if another attempt would fail in the same way."""
+    """Return the error for this evidence.
+
+    It is a `RunFailed` if another attempt would fail in the same way, otherwise a `MachineFailed`.
+    """
     crashed = evidence.crashed
     if _is_installation(evidence):
         return _broken_installation(evidence)
     if crashed and (halved := _HALVED_BATCH.search(crashed.message)):
         evidence = replace(evidence, batch=int(halved[1]))
     if not crashed and evidence.signal == signal.SIGKILL and evidence.oom_kills:
-        return _error(MachineFailed, HOST_MEMORY, evidence, "the kernel's out-of-memory killer ended it")
+        return _error(MachineFailed, HOST_MEMORY, evidence, "the kernel's out-of-memory killer ended the process")
     lines = _message_lines(crashed) if crashed else [line for line in evidence.output if _is_error(line)]
     for cause in CAUSES:
         for line in lines:
@@ -78,7 +81,7 @@ def stuck(phase: Phase, epoch: int, seconds: float) -> MachineFailed:
 
 
 def _is_installation(evidence: Evidence) -> bool:
-    """Return whether the process ended by itself before it read its order. Then every run on this host would fail."""
+    """Return whether the process ended by itself while it started. Then every run on this host would fail."""
     if evidence.phase is not Phase.STARTING:
         return False  # a model or a dataset can be the cause, even if the output names another cause
     return evidence.crashed.is_installation if evidence.crashed else not evidence.signal
@@ -88,8 +91,8 @@ def _broken_installation(evidence: Evidence) -> HostFailed:
     crashed = evidence.crashed
     last = f"{crashed.error}: {crashed.message}" if crashed else f"exit code {evidence.exit_code}: {_last_of(evidence)}"
     return HostFailed(
-        f"The training process ended while starting ({_short(last)}), before it read its order: install "
-        "requirements.txt again, and run `doctor` on the host.",
+        f"The training process ended while starting ({_short(last)}): install requirements.txt again, "
+        "then run `doctor` on the host.",
     )
 
 
@@ -117,9 +120,9 @@ def _ended_without_event(evidence: Evidence) -> Diagnosis:
 
 
 def _last_of(evidence: Evidence) -> str:
-    """Return the last line that looks like an error, or the last line."""
+    """Return the last output line that looks like an error, otherwise the last line, or "none" without output."""
     lines = [line for line in evidence.output if line.strip()]
-    return next((line for line in reversed(lines) if _is_error(line)), lines[-1] if lines else "it printed nothing")
+    return next((line for line in reversed(lines) if _is_error(line)), lines[-1] if lines else "none")
 
 
 def _error(error: type[Diagnosis], sentence: str, evidence: Evidence, quote: str, **found: str | None) -> Diagnosis:
@@ -150,7 +153,10 @@ def _batch_hint(batch: float | None, imgsz: int | None) -> str:
 
 
 def _message_lines(crashed: Crashed) -> list[str]:
-    """Return the lines of the message and the exceptions. A traceback's source lines could match unrelated patterns."""
+    """Return the lines of the message, and the lines of the tracebacks that name an exception.
+
+    Source lines in a traceback are left out, because they could match unrelated patterns.
+    """
     before, *behind = _TRACEBACK.split(f"{crashed.error}: {crashed.message}")
     tracebacks = "\n".join([*behind, crashed.traceback]).splitlines()
     own = [line for line in before.splitlines() if not _RELAY_LINE.search(line)]

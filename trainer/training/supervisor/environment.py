@@ -30,7 +30,7 @@ _FIXED = {
     "YOLO_OFFLINE": "1",
     "YOLO_AUTOINSTALL": "false",
     "ULTRALYTICS_SAFE_LOAD": "1",
-    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the GPU indices of NVML, which a training order contains
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # CUDA uses the same GPU indices as NVML and the training order
     # otherwise is_available() would initialize CUDA, and a prestarted process could no longer choose its GPU
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     "PYTHONUNBUFFERED": "1",
@@ -62,7 +62,7 @@ _SETTINGS = {
 
 PRIVATE = "child-"  # prefix of private folders in the home of training processes
 PRIVATE_ELSEWHERE = "yolo-trainer-child-"  # prefix in the host's folder for temporary files
-_LONGEST_LOCK = 60.0  # seconds; writing a font list takes less
+_LONGEST_LOCK = 60.0  # seconds; writing a font list takes less time
 _LONGEST_TMPDIR = 70  # characters: a Unix socket path has at most 107, and torch creates sockets with long names
 
 
@@ -72,7 +72,7 @@ def child_environment(
     """Return the environment of a training process: allowed variables of `parent`, and variables for the isolation.
 
     `folder` is private to the process (see `private_folder`); processes share `caches`. `devices` are GPU indices
-    (empty: no GPU), or None for a prestarted process, which gets its devices with its order.
+    (empty: no GPU), or None for a prestarted process, which gets its devices with its training order.
     """
     paths = [str(_PROJECT), *filter(None, parent.get("PYTHONPATH", "").split(os.pathsep))]
     environment = {

@@ -1,4 +1,4 @@
-"""The supervisor of training processes: starts one for each order, watches it, and ends it."""
+"""The supervisor of training processes: starts a process for each training order, watches it, and ends it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _UNUSED_SECONDS = 86_400.0  # after this time, a private folder without a lock c
 class ChildTrainer:
     """Implements the port `Trainer` with one process for each training. Safe to use from several threads.
 
-    `environment` is the environment of the supervisor; a training process gets only its harmless variables. `home`
+    `environment` is the environment of the supervisor; a training process gets only the allowed variables. `home`
     contains private folders and caches of training processes. `weights` is the folder of the weights for the AMP check.
-    With `warm_start`, a prestarted process has imported everything and waits for the next order: see `warm`.
+    With `warm_start`, a prestarted process has imported its packages and waits for the next training order: see `warm`.
     `fast_loader_bytes` is the maximum size of the decoded images that a run may store (0: none).
     """
 
@@ -55,7 +55,7 @@ class ChildTrainer:
         ]
 
     def warm(self) -> None:
-        """Prestart a process, unless another one waits, `warm_start` is off, or the trainer is closed."""
+        """Prestart a process, unless another process waits, `warm_start` is off, or the trainer is closed."""
         with self._lock:
             if not self.warm_start or self._closed or (self._prestarted and not self._prestarted.ended.is_set()):
                 return
@@ -67,7 +67,7 @@ class ChildTrainer:
                 self._prestarted = self._start(devices=None)
 
     def close(self) -> None:
-        """End the prestarted process, and do not start another."""
+        """End the prestarted process. No other process is prestarted afterwards."""
         with self._lock:
             self._closed = True
             prestarted, self._prestarted = self._prestarted, None
@@ -103,7 +103,7 @@ class ChildTrainer:
 
     @contextlib.contextmanager
     def _process(self, order: TrainingOrder) -> Iterator[tuple[ProcessTree, bool]]:
-        """Yield a process that has the order in its stdin, and whether it was prestarted; end its tree afterwards."""
+        """Send the order to a process. Yield the process, and whether it was prestarted. End its tree afterwards."""
         with self._lock:
             prestarted, self._prestarted = self._prestarted, None
         if prestarted and prestarted.ended.is_set():

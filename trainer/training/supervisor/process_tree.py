@@ -39,12 +39,12 @@ _TAIL_LINES = 200  # last lines of output, for the diagnosis
 
 
 class ProcessTree:
-    """One execution of a program under a subreaper (subreaper.py), in a private folder that is deleted afterwards.
+    """One execution of a program under a subreaper (subreaper.py), in a private folder that is removed afterwards.
 
-    A thread reads output and events from the start, so that the program never blocks on a full pipe. It keeps `phase`,
-    `epoch`, `events_received` (a count), `tail` (the last lines of output) and `final_event` up to date. `ended` is set
-    when no process of the tree is left. Then `exit_code` is the exit code of the program (negative: the signal that
-    ended it).
+    A thread reads output and events from the start, so that the program never blocks on a full pipe. The thread
+    keeps `phase`, `epoch`, `events_received` (a count), `tail` (the last lines of output) and `final_event` up to date.
+    `ended` is set when no process of the tree is left. Then `exit_code` is the exit code of the program (negative: the
+    signal that ended the program).
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class ProcessTree:
         self._write_lock = threading.Lock()
         self._output = OutputLines()
         self._partial_event = bytearray()
-        self._garbled = False  # True after the first warning
+        self._garbled = False  # True after the warning about the first unreadable event
         self._start(program, environment)
 
     def send(self, line: bytes) -> None:
-        """Write a line to the process's stdin without blocking. `flush` sends the bytes that do not fit yet."""
+        """Write a line to the process's stdin without blocking. If the pipe is full, `flush` writes the rest later."""
         with self._write_lock:
             self._unsent += line
         self.flush()
@@ -150,7 +150,7 @@ class ProcessTree:
             self._remove_folder()
             raise HostFailed(
                 f"The training process cannot be started on this host ({error}): install requirements.txt again, "
-                "and run `doctor` on the host."
+                "then run `doctor` on the host."
             ) from error
         finally:
             lifeline.close()

@@ -4,14 +4,14 @@ This script runs without site-packages: `python -I -S subreaper.py LIFELINE_FD F
 It forks a second subreaper, which starts PROGRAM in a new session. Then both subreapers only wait.
 
 - The lifeline is a socket pair between the supervisor and the two subreapers; no other process holds either end. A byte
-  on it means SIGTERM for the whole tree. When the supervisor closes it or is killed, the whole tree gets SIGKILL. The
-  supervisor reads end of file when no process of the tree is left.
-- When PROGRAM ends, everything that it started ends too. Both processes are subreapers: each inherits the orphaned
-  processes below it, whatever their session, environment or name. A subreaper exits after it has reaped them all.
+  on the lifeline means SIGTERM for the whole tree. When the supervisor closes its end or is killed, the whole tree gets
+  SIGKILL. The supervisor reads end of file when no process of the tree is left.
+- When PROGRAM ends, all processes that it started end, too. Each subreaper inherits the orphaned processes below it,
+  with any session, environment or name. A subreaper exits after it has reaped them all.
 - When one subreaper is killed, the other subreaper ends the tree. Processes survive only if both are killed at the same
   time. PROGRAM never survives, because the kernel kills it with the second subreaper. A parent-death signal from
   the supervisor itself would not work: it is sent when the thread that started the process ends.
-- A subreaper deletes FOLDER (the private folder of PROGRAM) and ends like PROGRAM: same exit code or same signal.
+- A subreaper removes FOLDER (the private folder of PROGRAM) and ends like PROGRAM: same exit code or same signal.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OUR_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the descendants of `pid`, parents before children. psutil is not used, to keep the subreaper small."""
+    """Return the descendants of `pid`, parents before children. To keep the subreaper small, psutil is not used."""
     children: dict[int, list[int]] = {}
     for process, parent in _all_processes():
         children.setdefault(parent, []).append(process)
@@ -60,7 +60,7 @@ def _all_processes() -> Iterator[tuple[int, int]]:
 
 
 def _children() -> list[int]:
-    """Return the direct children.
+    """Return the direct children of this process.
 
     The list includes processes that /proc hides (`hidepid`). It is fast to read, so even a process that constantly
     forks and exits still exists when it gets its signal.

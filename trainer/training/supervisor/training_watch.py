@@ -38,7 +38,7 @@ class TimeLimits:
 
 
 class TrainingWatch:
-    """The watch over one training process, from its order to the end of its process tree."""
+    """Watches one training process, from its training order to the end of its process tree."""
 
     def __init__(self, process: ProcessTree, order: TrainingOrder, stop: StopSignal, limits: TimeLimits) -> None:
         self._process = process

@@ -33,7 +33,10 @@ from trainer.training.yolo.progress_meter import ProgressMeter
 
 @dataclass(eq=False)
 class Callbacks:
-    """The callbacks of one try. `resumed` is the progress of the checkpoint from which the try resumes, or None."""
+    """The callbacks of one try. After a training runs out of memory, it starts another try with a smaller batch size.
+
+    `resumed` is the progress of the checkpoint from which the try resumes, or None.
+    """
 
     run_dir: Path
     dataset: PreparedDataset
@@ -46,7 +49,7 @@ class Callbacks:
     _in_first_epoch: bool = field(default=True, init=False)
     _validated: bool = field(default=False, init=False)
     _nan_recoveries: int = field(default=0, init=False)
-    # the epoch whose stripped best.pt is among the checkpoints
+    # the epoch of the stripped best.pt in the folder of the checkpoints
     _stripped_best: int | None = field(default=0, init=False)
     trainer: Any = field(default=None, init=False)
     # True if the last epoch is trained and its checkpoint is saved
@@ -112,7 +115,7 @@ class Callbacks:
             _skip_once(trainer.train_loader, self._skip)
 
     def on_train_epoch_start(self, trainer: Any) -> None:
-        trainer._oom_retries = 3  # noqa: SLF001 - disables Ultralytics' own halving of the batch, which works in the first epoch only
+        trainer._oom_retries = 3  # noqa: SLF001 - otherwise Ultralytics also halves the batch size, in the first epoch
         if self.resumed:
             # train_time_start counts all attempts, so the mean time per epoch must count all epochs
             trainer.start_epoch = 0

@@ -33,7 +33,7 @@ class Progress:
 
     epoch: int = 0  # finished epochs
     done: float = 0.0  # share of the next epoch's batches that are trained, 0…1
-    complete: bool = False  # the last epoch is trained, only the final validation is missing
+    complete: bool = False  # True if only the final validation is missing
     best_epoch: int | None = None
     train_seconds: float = 0.0
     batch: float | None = None  # the last batch size; smaller than requested if memory ran out

@@ -1,10 +1,10 @@
 """One training on several GPUs: one process (a rank) for each GPU, started by torch's launcher.
 
 The training process passes messages between the ranks and the supervisor. Each rank connects to a Unix socket in the
-private folder and uses the protocol of wire.py. It receives the order and stop requests, and sends events. Rank 0
-reports for all ranks. Of the other ranks, only the event of a crash is used.
+private folder and uses the protocol of wire.py. It receives the training order and stop requests, and sends events.
+Rank 0 reports for all ranks. Of the other ranks, only the event of a crash is used.
 
-Rank 0 also obeys a stop request: it saves a checkpoint and exits. The other ranks then wait for rank 0 and end with the
+Only rank 0 obeys a stop request: it saves a checkpoint and exits. The other ranks then wait for rank 0 and end with the
 training process. After the last epoch, the training process continues from the checkpoint of rank 0.
 
 Ultralytics' own support for several GPUs is not used: it empties the run folder, and its parent gets no events.
@@ -32,7 +32,7 @@ from trainer.training.wire import decode_event, encode_order, encode_stop
 PROGRAM = (sys.executable, "-m", "trainer.training.child.ddp_rank")
 
 _TICK = 0.1  # seconds between two checks of the stop signal
-_IMAGES_PER_RANK = 16  # replaces an automatic batch, which Ultralytics can determine for one GPU only
+_IMAGES_PER_RANK = 16  # replaces an automatic batch size, which Ultralytics can choose for one GPU only
 _CHUNK = 65536  # bytes
 
 
@@ -45,7 +45,7 @@ class RankCrashed(RuntimeError):
 
 
 class Ranks:
-    """The ranks of one order, from their start to the last epoch."""
+    """The ranks of one training, from their start to the last epoch."""
 
     def __init__(self, order: TrainingOrder, stop: StopSignal, on_event: Callable[[Event], None]) -> None:
         self._order = order
@@ -58,7 +58,10 @@ class Ranks:
         self.finished: Finished | None = None  # the final event of rank 0
 
     def train(self) -> None:
-        """Train to the last epoch. Raises `Stopped` or `RankCrashed`. A signal that kills a rank kills this process."""
+        """Train to the last epoch. Raises `Stopped` or `RankCrashed`.
+
+        A signal that kills a rank is also sent to this process.
+        """
         folder = Path(tempfile.mkdtemp(prefix="ranks-"))
         with (
             socket.socket(socket.AF_UNIX) as listener,
@@ -138,7 +141,7 @@ class Ranks:
 
 
 def shared_order(order: TrainingOrder, batch: float, on_event: Callable[[Event], None]) -> TrainingOrder:
-    """Return the order for the ranks: the batch is a multiple of the number of ranks, and `rect` is off."""
+    """Return the training order for the ranks: the batch size is a multiple of their number, and `rect` is off."""
     ranks, plan = len(order.devices), order.plan
     whole = max(int(batch) // ranks, 1) * ranks if batch >= 1 else _IMAGES_PER_RANK * ranks
     if whole != batch:

@@ -40,7 +40,10 @@ class NotIsolated(RuntimeError):
 
 
 def isolate() -> None:
-    """Disable everything in Ultralytics besides training. Raises `NotIsolated`. Call it once, after the imports."""
+    """Disable the features that this module names, and install the speedups if the environment enables them.
+
+    Call this function once, after the imports. Raises `NotIsolated`.
+    """
     if not ultralytics.utils.SAFE_LOAD or ultralytics.utils.checks.AUTOINSTALL:
         raise NotIsolated(
             "The training process must be started with ULTRALYTICS_SAFE_LOAD=1 and YOLO_AUTOINSTALL=false."
@@ -57,7 +60,7 @@ def isolate() -> None:
 
 
 def load_label_cache(path: Path) -> Any:
-    """Return a label cache without running code in it. Raises `pickle.UnpicklingError` for anything but plain data."""
+    """Return a label cache without running code in it. Raises `pickle.UnpicklingError` for types not in `_PLAIN`."""
     with Path(path).open("rb") as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

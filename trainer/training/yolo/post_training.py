@@ -24,7 +24,7 @@ Step: TypeAlias = tuple[str, Callable[[], JsonObject]]
 
 @dataclass
 class PostTraining:
-    """The steps that an order requests. `validate(split, folder)` validates best.pt on a split."""
+    """The steps that a training order requests. `validate(split, folder)` validates best.pt on a split."""
 
     order: TrainingOrder
     weights: Path

@@ -1,4 +1,4 @@
-"""The report on a trained model, with a bounded size. It becomes the row's `results`."""
+"""The report on a trained model, with a bounded size. It becomes part of the row's `results`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _CURVES = ("precision_recall", "f1", "precision", "recall")
 
 
 def validation(metrics: Any, task: Task) -> JsonObject:
-    """Return the numbers of one validation.
+    """Return the metrics, the confusion matrix and the curves of one validation.
 
     `mAP` (50-95), `mAP50`, `precision` and `recall` belong to the task's own metric: masks for the task `segment`,
     keypoints for the task `pose`, otherwise boxes. The task `classify` has `top1` and `top5`. Its `mAP` is `top1`, so
@@ -48,7 +48,7 @@ def validation(metrics: Any, task: Task) -> JsonObject:
 
 
 def summary(metrics: Mapping[str, float], task: Task) -> JsonObject:
-    """Return the main numbers. The key `metrics` contains all numbers with Ultralytics' names."""
+    """Return the main metrics. The key `metrics` contains all metrics with Ultralytics' names."""
     if task is Task.CLASSIFY:
         top1, top5 = (metrics.get(f"metrics/accuracy_top{n}") for n in (1, 5))
         return {"mAP": top1, "top1": top1, "top5": top5, "metrics": dict(metrics)}
@@ -71,7 +71,7 @@ def from_results(results: Path, epoch: int | None, task: Task) -> JsonObject:
 
 
 def environment(args: Mapping[str, Any], fingerprint: str) -> JsonObject:
-    """Return the facts that influence the numbers, besides the plan: versions, hardware, seed, dataset."""
+    """Return the conditions of the training, besides its plan: versions, hardware, seed, fingerprint of the dataset."""
     has_gpu = torch.cuda.is_available()
     driver = Path("/proc/driver/nvidia/version")
     return {

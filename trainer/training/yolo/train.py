@@ -1,4 +1,4 @@
-"""One training with Ultralytics, from an order to weights and a report. Only training processes import this module."""
+"""One training with Ultralytics, from a training order to weights and a report. Only training processes import it."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ _MEMORY_ERRORS = (
     "cudnn_status_internal_error",
     "unable to find an engine",
 )
-HALVINGS = 3  # how many times a training that runs out of memory continues with half the batch
+HALVINGS = 3  # maximum number of times that the batch size is halved after memory ran out
 
 _VALIDATION_ARGS = ("conf", "iou", "max_det", "single_cls", "agnostic_nms", "augment", "plots", "workers", "seed")
 
 
 class Training:
-    """Executes one order: `train`, then each of `post_training_steps`, then `finished`."""
+    """Executes one training order: `train`, then each of `post_training_steps`, then `finished`."""
 
     def __init__(self, order: TrainingOrder, stop: StopSignal, send: Callable[[Event], None]) -> None:
         self._order = order
@@ -132,7 +132,7 @@ class Training:
         return Finished(best=best, last=last, report={"images_per_second": self._meter.images_per_second})
 
     def _load_checkpoint(self) -> None:
-        """Use the checkpoint as the order requests, if it can be loaded: resume from it, or start from its best weights."""
+        """Use the checkpoint of the order, if it can be loaded: resume from it, or start from its best weights."""
         order = self._order
         if order.best_of:
             best = checkpoint_file.checkpoints_folder(order.run_dir) / "start.pt"
@@ -201,7 +201,7 @@ class Training:
             self._images_per_second = ranks.finished.report["images_per_second"]
 
     def _on_rank_event(self, event: Event) -> None:
-        """Forward an event of rank 0, and follow its progress."""
+        """Forward an event of rank 0, and record its phase or its checkpoint."""
         if isinstance(event, PhaseStarted):
             self._meter.phase = event.phase
         if isinstance(event, CheckpointSaved):
@@ -225,7 +225,7 @@ class Training:
         return Callbacks(order.run_dir, order.dataset, self._meter, self._stop, self._send, progress, order.setup)
 
     def _halve_batch(self, error: RuntimeError, halvings: int) -> None:
-        """Prepare another try with half the batch. Raises OutOfMemoryError with the sizes when no try is left."""
+        """Prepare another try with half the batch size. Raises OutOfMemoryError if no try is left."""
         trainer = self._callbacks.trainer
         batch = int(trainer.batch_size) if trainer else self._batch or self._order.plan.batch
         reason = str(error).splitlines()[0]

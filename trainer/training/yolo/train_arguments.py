@@ -31,7 +31,7 @@ def for_start(order: TrainingOrder, batch: float) -> dict[str, Any]:
 
 
 def for_resume(order: TrainingOrder, checkpoint: Path, batch: float | None) -> dict[str, Any]:
-    """Return the arguments of a resumed training. The checkpoint has all others, and the batch if `batch` is None."""
+    """Return the arguments of a resumed training. All others are in the checkpoint, also `batch` if it is None here."""
     workers = {"workers": order.plan.args["workers"]} if "workers" in order.plan.args else {}
     return {"resume": str(checkpoint), **workers, **({"batch": batch} if batch else {}), **paths_and_device(order)}
 
@@ -42,7 +42,10 @@ def paths_and_device(order: TrainingOrder) -> dict[str, Any]:
 
 
 def batch_to_resume(order: TrainingOrder, trained: Progress | None) -> float | None:
-    """Return the batch of the checkpoint, or of the row if its batch was edited, or None if it is unknown."""
+    """Return the batch size of a resumed training, or None if it is unknown.
+
+    If the batch size in the row was edited, it is used. Otherwise, the batch size of the checkpoint is used.
+    """
     if trained is None:
         return None
     before, now = Setup.from_json(trained.setup), Setup.from_json(order.setup)
