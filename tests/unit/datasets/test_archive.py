@@ -50,7 +50,7 @@ def unpacked(folder):
         lambda p: tarred(p, mode="w", format=tarfile.USTAR_FORMAT),
     ],
 )
-def test_common_archives_are_extracted_with_any_file_name(tmp_path, make):
+def test_common_archives_without_suffix_are_extracted(tmp_path, make):
     moved = []
     got = extract(make(tmp_path / "archive"), tmp_path / "out", StopSignal(), on_bytes=moved.append)
     assert unpacked(tmp_path / "out") == FILES
@@ -121,7 +121,7 @@ def test_extraction_of_large_file_can_be_stopped(tmp_path):
         extract(archive, tmp_path / "out", stop, limits=Limits(ratio=1e9), on_bytes=lambda _: stop.wait(0.01))
 
 
-def test_declared_size_is_not_trusted(tmp_path):
+def test_zip_with_wrong_declared_size_is_rejected(tmp_path):
     archive = zipped(tmp_path / "a.zip", {"a.txt": b"x" * 5000}, zipfile.ZIP_STORED)
     data = archive.read_bytes()
     size = (5000).to_bytes(4, "little")
@@ -131,8 +131,8 @@ def test_declared_size_is_not_trusted(tmp_path):
 
 
 @pytest.mark.parametrize("is_zip64", [False, True])
-def test_zip_with_too_large_index_is_rejected_before_reading(tmp_path, monkeypatch, is_zip64):
-    """The module zipfile reads the whole central directory into memory before members can be counted."""
+def test_zip_with_too_large_index_is_rejected_before_it_is_read(tmp_path, monkeypatch, is_zip64):
+    """The module zipfile reads the whole index into memory before the service can count the members."""
     size = archive_module.ZIP_INDEX + 1
     end = (0xFFFFFFFF if is_zip64 else size).to_bytes(4, "little")
     zip64_end = b"PK\x06\x06" + bytes(36) + size.to_bytes(8, "little") + bytes(8)
@@ -183,7 +183,7 @@ def test_broken_tar_header_is_not_read_as_end_of_archive(tmp_path):
         extract(tmp_path / "a.tar", tmp_path / "out", StopSignal())
 
 
-def test_archive_kind_is_detected_by_first_bytes(tmp_path):
+def test_archive_is_detected_by_first_bytes_or_by_suffix(tmp_path):
     assert sniff(zipped(tmp_path / "1")) == "zip"
     assert sniff(tarred(tmp_path / "2", mode="w")) == "tar"
     assert sniff(tarred(tmp_path / "3", mode="w:xz")) == "tar"
@@ -194,7 +194,7 @@ def test_archive_kind_is_detected_by_first_bytes(tmp_path):
     assert not is_archive("a.yaml")
 
 
-def test_member_name_within_limits_is_accepted():
+def test_member_names_are_accepted_up_to_the_depth_limit():
     assert safe_name("a/" * 31 + "b", Limits(), "x") == "a/" * 31 + "b"
     assert safe_name("./", Limits(), "x") is None
     with pytest.raises(DatasetError, match=r"x: the name .* folders deep. Rename it"):

@@ -1,4 +1,7 @@
-"""The content cache: files, trees and downloads by identity."""
+"""The content cache: files, extracted archives (trees) and downloads, each found by its identity.
+
+An identity is a text that changes with the content.
+"""
 
 import contextlib
 import os
@@ -17,7 +20,7 @@ def test_stored_file_is_found_by_identity(cache):
     assert cache.get("b", 7) is None
 
 
-def test_file_of_unexpected_size_is_not_found(cache):
+def test_file_of_unexpected_size_is_removed(cache):
     put(cache, "a", b"content")
     assert cache.get("a", 8) is None
     assert cache.get("a", 7) is None  # the file was removed, because its content is unknown
@@ -38,7 +41,7 @@ def test_stored_files_are_read_only(cache):
     assert put(cache, "a").stat().st_mode & 0o777 == 0o444
 
 
-def test_modification_time_depends_on_identity_only(cache, tmp_path):
+def test_modification_time_depends_only_on_identity(cache, tmp_path):
     first = put(cache, "a").stat().st_mtime_ns
     other = ContentCache(tmp_path / "other", max_bytes=1000, reserve=0)
     assert put(other, "a").stat().st_mtime_ns == first
@@ -110,12 +113,12 @@ def test_damaged_tree_is_replaced_by_new_one(cache):
     assert os.listdir(cache.root / "tmp") == []
 
 
-@pytest.mark.parametrize("note", [b"", b"\0\0\0", b"\xff", None])
-def test_tree_with_damaged_size_record_is_found_and_evicted(cache, note):
+@pytest.mark.parametrize("content", [b"", b"\0\0\0", b"\xff", None])
+def test_tree_with_damaged_size_file_is_found_and_evicted(cache, content):
     stored = put_tree(cache, "t", age=500, size=800)
     (stored / ".size").unlink()
-    if note is not None:
-        (stored / ".size").write_bytes(note)
+    if content is not None:
+        (stored / ".size").write_bytes(content)
     put(cache, "a")
     assert cache.get_tree("t") == stored
     assert put_tree(cache, "t") == stored
@@ -131,7 +134,7 @@ def test_dropped_tree_is_not_found(cache):
     assert cache.get_tree("t") is None
 
 
-def test_concurrent_store_and_evict_never_shows_partial_file(cache):
+def test_concurrent_writes_and_evictions_never_show_partial_file(cache):
     ended = time.monotonic() + 0.5
     torn = []
 

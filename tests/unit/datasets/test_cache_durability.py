@@ -44,7 +44,7 @@ def test_batch_is_synced_before_its_files_can_be_found(cache, monkeypatch):
 
 
 @pytest.mark.parametrize(("limit", "value"), [("BATCH_BYTES", 300), ("BATCH_SECONDS", 0.0)])
-def test_many_files_are_synced_in_batches(cache, monkeypatch, limit, value):
+def test_batch_is_synced_early_at_its_size_or_time_limit(cache, monkeypatch, limit, value):
     monkeypatch.setattr(f"trainer.datasets.cache.incoming.{limit}", value)
     with cache.batch() as batch:
         for number in range(5):
@@ -54,7 +54,7 @@ def test_many_files_are_synced_in_batches(cache, monkeypatch, limit, value):
     assert all(cache.get(str(number), 100) for number in range(5))
 
 
-def test_files_stored_before_an_error_are_kept(cache):
+def test_files_added_to_batch_before_an_error_are_kept(cache):
     def fail():
         with cache.batch() as batch:
             put_in_batch(cache, batch, "a")
@@ -65,7 +65,7 @@ def test_files_stored_before_an_error_are_kept(cache):
     assert cache.get("a", 100)
 
 
-def test_failed_sync_is_machine_failure_and_stores_nothing(cache, monkeypatch):
+def test_failed_sync_raises_machine_failed_and_stores_nothing(cache, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "full")
 
@@ -84,11 +84,11 @@ def test_failed_sync_is_machine_failure_and_stores_nothing(cache, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES])
-def test_failing_disk_is_machine_failure_with_path(tmp_path, code):
+def test_disk_error_raises_machine_failed_with_path(tmp_path, code):
     with pytest.raises(MachineFailed, match=f"{tmp_path}: {os.strerror(code)}"), on_this_disk(tmp_path):
         raise OSError(code, os.strerror(code))
 
 
-def test_missing_file_is_not_a_machine_failure(tmp_path):
+def test_missing_file_does_not_raise_machine_failed(tmp_path):
     with pytest.raises(FileNotFoundError), on_this_disk(tmp_path):
         (tmp_path / "none").read_text()

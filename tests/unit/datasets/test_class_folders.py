@@ -31,7 +31,7 @@ def test_class_folders_in_splits_are_recognized(tmp_path):
     assert not (tmp_path / "view/data.yaml").exists()
 
 
-def test_labeled_dataset_is_rejected_for_classify_with_layout_it_needs(tmp_path):
+def test_dataset_without_class_folders_is_rejected_for_classify_with_required_layout(tmp_path):
     with pytest.raises(DatasetError, match=r"has no class folders.*train/CLASS/NAME\.jpg"):
         prepared(paint(tmp_path / "set"), tmp_path / "view", task=Task.CLASSIFY)
 
@@ -56,7 +56,7 @@ def test_missing_splits_are_rejected_unless_split_is_requested(tmp_path):
     assert result.summary["labels"] == {"train": {"a": 8, "b": 8}, "val": {"a": 2, "b": 2}}
 
 
-def test_unsafe_class_names_keep_their_order(tmp_path):
+def test_folders_of_unsafe_class_names_are_safe_and_keep_class_order(tmp_path):
     root = folders(tmp_path / "set", {"train/-rf": 1, "train/a b": 1, "train/ö;": 1, "val/-rf": 1, "val/a b": 1})
     result = prepared(root, tmp_path / "view")
     assert result.names == ("-rf", "a b", "ö;")
@@ -70,7 +70,7 @@ def test_unsafe_class_names_keep_their_order(tmp_path):
     ]
 
 
-def test_dataset_that_does_not_match_task_is_rejected(tmp_path):
+def test_class_folders_are_rejected_for_detect(tmp_path):
     root = folders(tmp_path / "set", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
     with pytest.raises(DatasetError, match="is for the task classify"):
         prepared(root, tmp_path / "view", task=Task.DETECT)

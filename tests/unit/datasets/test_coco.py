@@ -51,7 +51,7 @@ def rows(view: Path) -> dict[str, list[list[float]]]:
     }
 
 
-def test_boxes_and_classes_are_read_and_split_by_default(tmp_path):
+def test_boxes_and_classes_are_read_and_images_are_split_by_default(tmp_path):
     entry = write(tmp_path / "set", document())
     result = prepared(entry, tmp_path / "view")
     assert (result.task, result.names, dict(result.images)) == (Task.DETECT, ("square", "disc"), {"train": 8, "val": 2})
@@ -150,10 +150,10 @@ def test_polygons_are_kept_and_masks_become_polygons(tmp_path):
     for name in ("0001", "0002"):
         xs, ys = found[name][0][1::2], found[name][0][2::2]
         assert (min(xs), max(xs), min(ys), max(ys)) == pytest.approx((4 / SIZE, 19 / SIZE, 8 / SIZE, 23 / SIZE))
-    assert len(found["0003"][0]) == 1 + 2 * 8  # 6 corners of both parts, and 2 corners of the lines that join the parts
+    assert len(found["0003"][0]) == 1 + 2 * 8  # 3 corners of each polygon, and 2 points that join the polygons
 
 
-def test_outlines_equal_to_boxes_are_read_as_boxes(tmp_path):
+def test_polygons_equal_to_boxes_are_read_as_boxes(tmp_path):
     content = document()
     for annotation in content["annotations"]:
         x, y, w, h = annotation["bbox"]
@@ -176,7 +176,7 @@ def test_keypoints_and_flip_idx_are_read(tmp_path):
     assert rows(tmp_path / "view")["0000"][0][5:] == pytest.approx([0.5, 0.25, 2, 0.125, 0.125, 1, 0, 0, 0])
 
 
-def test_one_annotation_file_per_split_of_coco_and_roboflow_is_read(tmp_path):
+def test_annotation_file_of_each_split_is_read_for_coco_and_roboflow(tmp_path):
     write(tmp_path / "coco", document(), "annotations/instances_train2017.json", "train2017")
     write(tmp_path / "coco", document(3), "annotations/instances_val2017.json", "val2017", 3)
     (tmp_path / "coco/annotations/captions_val2017.json").write_text("{}")
@@ -236,7 +236,7 @@ def test_crowd_annotations_and_annotations_of_unknown_images_are_reported(tmp_pa
         (lambda c: c.update(split_config={"train_ratio": 3}), "ratios between 0 and 1"),
     ],
 )
-def test_invalid_annotations_are_reported(tmp_path, spoil, sign):
+def test_invalid_annotation_file_is_rejected_with_reason(tmp_path, spoil, sign):
     content = document()
     spoil(content)
     entry = write(tmp_path / "set", content)
@@ -252,7 +252,7 @@ def test_images_are_found_by_name_in_any_folder(tmp_path):
     assert sum(prepared(entry, tmp_path / "view").images.values()) == 10
 
 
-def test_ambiguous_image_name_needs_folder(tmp_path):
+def test_ambiguous_image_name_is_rejected_unless_images_folder_contains_it(tmp_path):
     write(tmp_path / "set", document(), images="a")
     entry = write(tmp_path / "set", document(), images="b")
     with pytest.raises(DatasetError, match=r"0000.jpg matches a/0000.jpg and b/0000.jpg; add the folder"):

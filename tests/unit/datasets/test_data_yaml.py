@@ -22,7 +22,7 @@ def loaded(tmp_path, data):
     return load_yaml(path, report), {finding.code for finding in report.findings}
 
 
-def test_scalars_stay_text(tmp_path):
+def test_scalars_are_read_as_text(tmp_path):
     values, codes = loaded(tmp_path, "names: [no, on, 1e3, 0x10, ~, 2024-01-01]\n")
 
     assert values == {"names": ["no", "on", "1e3", "0x10", "~", "2024-01-01"]}
@@ -94,13 +94,13 @@ def test_invalid_class_names_are_an_error(value):
     [("2", 2, {}), (None, None, {}), ("3", 3, {"yaml_nc": "warning"}), ("two", None, {"yaml_nc": "warning"}),
      ("0", None, {"yaml_nc": "warning"})],
 )  # fmt: skip
-def test_nc_is_only_compared_with_names(nc, count, codes):
+def test_wrong_nc_is_a_warning_and_does_not_change_names(nc, count, codes):
     data, found = read({"names": ["a", "b"], "nc": nc})
 
     assert (data.nc, data.names, found) == (count, ("a", "b"), codes)
 
 
-def test_splits_are_read_from_text_or_list_under_any_key():
+def test_splits_are_read_from_text_or_list_and_other_types_are_errors():
     data, codes = read({"train": ["a", " b "], "valid": "c", "test": ""})
 
     assert data.splits == {"train": ("a", "b"), "val": ("c",)}
@@ -121,7 +121,7 @@ def test_invalid_kpt_shape_and_flip_idx_are_errors():
     assert read({"flip_idx": ["0"]})[1] == {"flip_idx": "error"}
 
 
-def test_unknown_task_is_ignored_with_warning():
+def test_task_is_read_if_present():
     assert read({"task": "segment"})[0].task is Task.SEGMENT
     assert read({})[0].task is None
 

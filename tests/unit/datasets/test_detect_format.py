@@ -119,6 +119,6 @@ def test_class_folders_beside_yaml_are_used_if_classification_is_requested(tmp_p
         (IMAGES | {"x.json": "[]"}, "x.json", "x.json"),
     ],
 )
-def test_ambiguous_or_missing_dataset_is_rejected(tmp_path, files, entry, sign):
+def test_ambiguous_missing_or_invalid_dataset_is_rejected(tmp_path, files, entry, sign):
     with pytest.raises(DatasetError, match=sign):
         recognized(tmp_path, files, entry)

@@ -1,4 +1,7 @@
-"""Changed images are read again, even if the modification time is old. Unchanged images are not read again."""
+"""The cache of image facts (format, size, digest): only new and changed images are read.
+
+A change is noticed even if the file has the same size and modification time.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ FACT = Facts("jpeg", 3, 4, 5, b"digest", "broken", has_trailing_data=True)
 
 @pytest.fixture
 def read_images(monkeypatch) -> list[str]:
-    """Return the list of the images that the service has read."""
+    """Return a list that receives the name of each image that the service reads."""
     seen: list[str] = []
 
     def look(path: str) -> Facts:
@@ -125,7 +128,7 @@ def test_image_facts_of_least_recently_used_datasets_are_removed(tmp_path, monke
     assert [bool(cache.load([source])) for source in "abcd"] == [False, False, True, True]
 
 
-def test_identity_of_cached_file_is_the_same_after_linking(tmp_path):
+def test_hard_link_changes_identity_of_user_file_but_not_of_cached_file(tmp_path):
     path = tmp_path / "a"
     path.write_text("x")
     ours, users = identity(str(path), is_owned=True), identity(str(path), is_owned=False)

@@ -124,7 +124,7 @@ def test_first_failure_stops_other_downloads(store, fetch):
     assert len(store.downloads) < 305
 
 
-def test_full_disk_is_machine_failure_before_download(store, root, server):
+def test_full_disk_raises_machine_failed_before_download(store, root, server):
     free = shutil.disk_usage(root).free
     web = GuardedClient()
     cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=free * 2)
@@ -150,7 +150,7 @@ def test_entries_in_use_are_not_evicted_by_other_run(store, root, fetcher, fetch
     assert len(store.images) == 6
 
 
-def test_concurrent_runs_both_get_complete_dataset(store, fetch):
+def test_concurrent_runs_all_get_complete_dataset(store, fetch):
     store.put({f"images/train/x{n}.jpg": os.urandom(500) for n in range(200)})
     results = []
     threads = [

@@ -57,7 +57,7 @@ def test_unrelated_objects_are_not_downloaded(store, fetch):
     assert content(fetch("storage:p/s/data.yaml")) == {**DATASET, "classes.txt": b"a"}
 
 
-def test_reference_to_yaml_of_any_name_or_to_folder_is_fetched(store, fetch):
+def test_reference_can_be_stored_yaml_with_any_name_or_folder(store, fetch):
     store.put({"17300-my set.v2": YAML.encode()})
     assert str(fetch("storage:p/s/17300-my set.v2").entry) == "17300-my set.v2"
     folder = fetch("storage:p/s")
@@ -85,7 +85,7 @@ def test_error_about_missing_dataset_names_both_buckets(fetch):
         fetch("storage:nope/x.yaml")
 
 
-def test_only_named_folders_are_fetched_for_yaml_at_top_of_bucket(store, fetch):
+def test_yaml_at_top_of_bucket_is_fetched_only_with_folders_that_it_names(store, fetch):
     store.put(DATASET, "datasets")
     assert content(fetch("storage:data.yaml")) == DATASET
 
@@ -122,7 +122,7 @@ def test_progress_has_files_bytes_rate_and_time_left(store, fetch):
     assert all(event.rate > 0 and event.eta_seconds >= 0 for event in events)
 
 
-def test_checked_dataset_is_not_downloaded_again(store, root, fetcher, fetch):
+def test_dataset_fetched_into_temporary_folder_is_not_downloaded_again(store, root, fetcher, fetch):
     ref = parse_reference("storage:p/s/data.yaml", dataset_root=root, datasets_bucket="datasets")
     with fetcher.cache.temporary() as place:
         fetcher.fetch(ref, place / "source", StopSignal(), lambda _: None)

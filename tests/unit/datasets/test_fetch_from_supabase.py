@@ -18,8 +18,8 @@ from trainer.storage.supabase import SupabaseObjectStore
 
 
 @pytest.fixture
-def cloud(root, server):
-    """Return a fetcher that uses the Supabase store, and its server."""
+def supabase(root, server):
+    """Return a Supabase Storage server, and a fetcher that downloads from this server."""
     with StorageServer({"datasets": False}) as storage:
         api = StorageApi(storage.url, "service-key")
         policy = RetryPolicy(tries=4, first_wait=0.01, total_seconds=20)
@@ -31,8 +31,8 @@ def cloud(root, server):
         api.close()
 
 
-def test_supabase_listing_of_several_pages_is_complete(cloud, root):
-    storage, fetcher = cloud
+def test_supabase_listing_of_several_pages_is_complete(supabase, root):
+    storage, fetcher = supabase
     files = {f"images/train/{n}.jpg": f"image {n}".encode() for n in range(1100)} | {"data.yaml": YAML.encode()}
     for name, data in files.items():
         storage.put("datasets", f"p/s/{name}", data)
@@ -44,8 +44,8 @@ def test_supabase_listing_of_several_pages_is_complete(cloud, root):
     assert storage.sent == sent
 
 
-def test_error_about_missing_supabase_dataset_names_both_buckets(cloud, root):
-    storage, fetcher = cloud
+def test_error_about_missing_supabase_dataset_names_key_and_bucket(supabase, root):
+    storage, fetcher = supabase
     storage.put("datasets", "a/data.yaml", YAML.encode())
     for text in ("storage:nope/x.yaml", "storage:nope", "storage:a/x/data.yaml", "storage:datasets/b/data.yaml"):
         ref = parse_reference(text, dataset_root=root, datasets_bucket="datasets")
@@ -53,16 +53,16 @@ def test_error_about_missing_supabase_dataset_names_both_buckets(cloud, root):
             fetcher.fetch(ref, root / f"run-{text.replace('/', '-')}", StopSignal(), lambda _: None)
 
 
-def test_supabase_folder_at_top_of_bucket_is_accepted(cloud, root):
-    storage, fetcher = cloud
+def test_supabase_folder_at_top_of_bucket_is_accepted(supabase, root):
+    storage, fetcher = supabase
     storage.put("datasets", "a/data.yaml", YAML.encode())
     storage.put("datasets", "ab/data.yaml", YAML.encode())
     ref = parse_reference("storage:a", dataset_root=root, datasets_bucket="datasets")
     assert list(content(fetcher.fetch(ref, root / "run1", StopSignal(), lambda _: None))) == ["data.yaml"]
 
 
-def test_interrupted_download_of_archive_is_resumed(cloud, root):
-    storage, fetcher = cloud
+def test_interrupted_download_of_archive_is_resumed(supabase, root):
+    storage, fetcher = supabase
     files = DATASET | {"images/train/big.jpg": os.urandom(20 << 20)}
     archive = zipped(root / "x.zip", files)
     storage.put("datasets", "p/set.zip", archive)

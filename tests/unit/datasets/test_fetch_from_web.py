@@ -190,7 +190,7 @@ def test_download_from_silent_host_can_be_stopped(server, fetch):
         ("/data.yaml", body(b""), "0 bytes"),
         ("/data.yaml", body(b"<html>login</html>"), "YAML"),
         ("/set.zip", body(b"<html>login</html>"), "neither a zip nor a tar"),
-        ("/gone.zip", body(b"", status="404 Not RecognizedDataset"), "answers 404"),
+        ("/gone.zip", body(b"", status="404 Not Found"), "answers 404"),
     ],
 )
 def test_content_that_is_not_a_dataset_is_rejected_with_reason(server, fetch, path, answer, words):

@@ -177,12 +177,12 @@ def test_invalid_row_is_an_error_with_line_number(row, code, sign):
         ("0 .5 .5 .2 .2 1.5 .4 2 .6 .6 0", "label_outside"),
     ],
 )
-def test_pose_rows_must_match_kpt_shape(row, code):
+def test_invalid_pose_row_is_an_error(row, code):
     _, found = checked(row, task=Task.POSE, keypoints=(2, 3))
     assert found[code].level == "error"
 
 
-def test_visibility_is_not_checked_as_coordinate():
+def test_keypoint_visibility_is_not_checked_as_coordinate():
     labels, found = checked("0 .5 .5 .2 .2 1.001 .4 2 .6 .6 0", task=Task.POSE, keypoints=(2, 3))
     assert numbers(labels.texts[0]) == [[0, 0.5, 0.5, 0.2, 0.2, 1, 0.4, 2, 0.6, 0.6, 0]]
     assert set(found) == {"label_clipped"}
@@ -194,7 +194,7 @@ def test_errors_are_counted_and_five_are_shown():
     assert found["class_outside"].message.startswith("40 label rows")
 
 
-def test_files_after_first_chunk_have_correct_index():
+def test_rows_after_first_chunk_have_index_and_name_of_their_file():
     labels, found = checked(*[BOX] * CHUNK, "1 .5 .5 .2 .2", "7 .5 .5 .1 .1")
     assert (labels.rows.image[-1], labels.rows.cls[-1], len(labels.texts)) == (CHUNK, 1, CHUNK + 2)
     assert f"{CHUNK + 1}.txt line 1" in found["class_outside"].message
@@ -214,7 +214,7 @@ def test_check_of_labels_can_be_stopped():
         check([BOX.encode()], ["a"], Shape(task=Task.DETECT, classes={0: 0}), Report(), stop)
 
 
-def test_renumbered_rows_have_class_index():
+def test_class_ids_with_gaps_are_renumbered():
     report = Report()
     shape = Shape(task=Task.DETECT, classes={1: 0, 5: 1})
     labels = check([b"5 .5 .5 .1 .1\n1 .2 .2 .1 .1"], ["a"], shape, report, StopSignal())

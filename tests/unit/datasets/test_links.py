@@ -56,7 +56,7 @@ def test_labels_of_renamed_images_are_linked_one_by_one(tmp_path):
     assert len(list((view / "labels/train").iterdir())) == len(list((view / "images/train").iterdir())) == 12
 
 
-def test_changed_label_is_rewritten_and_original_kept(tmp_path):
+def test_converted_label_is_a_new_file_and_original_is_kept(tmp_path):
     data = paint(tmp_path / "set")
     label = tmp_path / "set/labels/train/0000.txt"
     label.write_text("0,.5,.5,.5,.5\n")
@@ -86,7 +86,7 @@ def test_files_on_other_file_system_are_symlinked(tmp_path, image, monkeypatch):
     assert (tmp_path / "view/images/train/a.jpg").is_symlink()
 
 
-def test_full_disk_is_machine_failure(tmp_path, image, monkeypatch):
+def test_full_disk_raises_machine_failed(tmp_path, image, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "x")
 
@@ -95,7 +95,7 @@ def test_full_disk_is_machine_failure(tmp_path, image, monkeypatch):
         write_view(tmp_path / "view", one(image), StopSignal())
 
 
-def test_existing_view_is_rejected(tmp_path):
+def test_existing_view_raises_machine_failed(tmp_path):
     data = paint(tmp_path / "set")
     prepared(data, tmp_path / "view")
     with pytest.raises(MachineFailed, match="File exists"):
@@ -159,7 +159,7 @@ def test_yaml_has_only_known_keys_and_unchanged_class_names(tmp_path):
     }
 
 
-def test_fingerprint_depends_only_on_content_labels_splits_and_names(tmp_path):
+def test_fingerprint_depends_on_labels_and_names_but_not_on_folder(tmp_path):
     data = paint(tmp_path / "set")
     first = prepared(data, tmp_path / "v1").fingerprint
     again = prepared(paint(tmp_path / "moved"), tmp_path / "v2").fingerprint

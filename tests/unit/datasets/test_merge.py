@@ -35,7 +35,7 @@ def test_different_keypoints_cannot_be_merged():
         report.raise_errors()
 
 
-def test_equal_image_names_are_kept_and_labels_renumbered(tmp_path):
+def test_images_with_equal_names_are_kept_and_labels_are_renumbered(tmp_path):
     one = paint(tmp_path / "one")
     two = paint(tmp_path / "two", yaml="train: images/train\nval: images/val\nnames: [disc, square]\n")
     result = prepared(one, tmp_path / "view", more=(two,), root=tmp_path)

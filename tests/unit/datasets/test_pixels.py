@@ -1,4 +1,4 @@
-"""Cached pixels: moved from a view into the cache, linked into the next view, never used for another image."""
+"""Decoded pixels are moved from a view into the cache and linked into the next view, but only for the same image."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def linked(view: PreparedDataset) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.npy"))}
 
 
-@pytest.fixture(params=[True, False], ids=["images of the service", "images of the user"])
+@pytest.fixture(params=[True, False], ids=["cached images", "images of the user"])
 def host(request, tmp_path):
     return Host(tmp_path, private=request.param)
 
@@ -75,7 +75,7 @@ def test_pixels_of_kept_view_are_cached(host, tmp_path):
     assert len(linked(host.prepare("v2"))) == 8
 
 
-def test_failing_disk_does_not_fail_the_run(host, monkeypatch):
+def test_disk_error_while_pixels_are_cached_is_ignored(host, monkeypatch):
     keep(host.prepare("v1"))
 
     def broken(*_, **__):
@@ -93,7 +93,7 @@ def test_pixels_of_other_size_or_library_version_are_not_used(host, monkeypatch)
     assert linked(host.prepare("v3")) == {}
 
 
-def test_images_that_are_not_scaled_down_are_skipped(host):
+def test_pixels_of_images_that_are_not_scaled_down_are_not_cached(host):
     keep(host.prepare("v1", imgsz=32), recipe="32-3-fit")
     host.discard("v1")
     assert linked(host.prepare("v2", imgsz=32)) == {}

@@ -62,7 +62,7 @@ def test_labels_of_every_task_are_kept(tmp_path, task):
     assert (tmp_path / "view/labels/train/0001.txt").read_text() == drawn(1).row(task) + "\n"
 
 
-def test_all_errors_are_reported_at_once(tmp_path):
+def test_all_errors_are_reported_in_one_exception(tmp_path):
     data = paint(tmp_path / "set")
     labels = tmp_path / "set/labels/train"
     (labels / "0000.txt").write_text("7 .5 .5 .1 .1\n")

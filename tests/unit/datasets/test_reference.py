@@ -61,12 +61,12 @@ def test_url_of_own_storage_is_read_as_object_reference(kind):
 @pytest.mark.parametrize(
     "base", ["https://ABC.supabase.co", "https://abc.supabase.co:443/", "https://abc.supabase.co/storage/v1"]
 )
-def test_any_spelling_of_own_host_is_recognized(base):
+def test_any_spelling_of_own_supabase_url_is_recognized(base):
     url = "https://abc.supabase.co/storage/v1/object/public/sets/d.yaml"
     assert parse(url, base) == ObjectRef(bucket="sets", key="d.yaml")
 
 
-def test_supabase_with_base_path_is_recognized():
+def test_supabase_url_with_base_path_is_recognized():
     url = "http://gate:8000/base/storage/v1/object/public/sets/d.yaml"
     assert parse(url, "http://gate:8000/base") == ObjectRef(bucket="sets", key="d.yaml")
 
@@ -83,7 +83,7 @@ def test_supabase_with_base_path_is_recognized():
         "https://abc.supabase.co/rest/v1/training_runs",
     ],
 )
-def test_other_url_is_read_as_url(url):
+def test_url_outside_own_storage_is_read_as_http_reference(url):
     assert parse(url) == HttpRef(url=url)
 
 
@@ -98,7 +98,7 @@ def tree(tmp_path):
     return tmp_path
 
 
-def test_paths_inside_roots_are_accepted_and_symlinks_resolved(tree):
+def test_paths_inside_roots_are_accepted_and_symlinks_are_resolved(tree):
     roots = Roots(tree / "root", (tree / "extra",))
     assert roots.admit("d.yaml") == tree / "root/d.yaml"
     assert roots.admit(tree / "extra/d.yaml") == tree / "extra/d.yaml"
@@ -119,6 +119,6 @@ def test_existing_and_missing_paths_outside_roots_are_rejected(tree, path):
 
 
 @pytest.mark.parametrize("path", ["none.yaml", "none/d.yaml", "loop", "d.yaml/x"])
-def test_missing_path_is_reported(tree, path):
+def test_missing_path_is_rejected(tree, path):
     with pytest.raises(DatasetError, match="does not exist or cannot be read"):
         Roots(tree / "root").admit(path)

@@ -135,7 +135,7 @@ def datasets(places):
 
 
 def layout_of(places: Places, source: str, name: str) -> Layout:
-    """Return the layout in the form for `source`: an export is one file, and a YAML at a URL names lists."""
+    """Return the layout in the form for `source`: an export is one file, and a YAML at a URL names .txt lists."""
     if source.endswith("NDJSON export"):
         return places.export(name, Task.CLASSIFY if name == "class folders" else Task.DETECT)
     if source.endswith("URL of a YAML"):
@@ -214,16 +214,19 @@ def test_unsupported_combination_is_rejected_with_advice(places, datasets, sourc
         prepare(datasets, places, layout, places.put(source, "a", layout))
 
 
-def readme_table(corner: str) -> dict[str, set[str]]:
-    """Return the columns with "yes" of each row in a table of docs/datasets.md. `corner` is the table's first cell."""
+def docs_table(corner: str) -> dict[str, set[str]]:
+    """Return the names of the columns with "yes" for each row of a table in docs/datasets.md.
+
+    `corner` is the first cell of the table.
+    """
     lines = PAGE[PAGE.index(f"| {corner} |") :].split("\n\n")[0].splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     return {row[0]: {name for name, cell in zip(head[1:], row[1:], strict=True) if cell == "yes"} for row in rows}
 
 
 def test_documentation_lists_exactly_the_tested_sources_and_layouts():
-    assert readme_table("source") == {source: set(names) for source, names in SOURCES.items()}
+    assert docs_table("source") == {source: set(names) for source, names in SOURCES.items()}
 
 
 def test_documentation_lists_exactly_the_tested_layouts_and_tasks():
-    assert readme_table("layout") == {name: {f"`{task}`" for task in tasks} for name, tasks in TASKS.items()}
+    assert docs_table("layout") == {name: {f"`{task}`" for task in tasks} for name, tasks in TASKS.items()}

@@ -40,7 +40,7 @@ def test_listing_separates_images_texts_folders_and_other_files(tmp_path):
     assert (listing.folders, listing.others) == (["sub"], ["data.yaml", "noending"])
 
 
-def test_hidden_files_are_skipped_and_hidden_images_reported(tmp_path):
+def test_hidden_files_are_skipped_and_hidden_images_are_reported(tmp_path):
     touch(tmp_path, ".a.jpg", "._b.jpg", ".git/c.jpg", "__MACOSX/d.jpg", ".DS_Store")
     looked = Looked(tmp_path)
     listing = looked.tree.listing(looked.root)

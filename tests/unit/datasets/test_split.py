@@ -1,4 +1,4 @@
-"""Splits: ratios per class, and the same result on every machine."""
+"""Splits: ratios per class, and the same result for every order of the files and in every version."""
 
 from __future__ import annotations
 

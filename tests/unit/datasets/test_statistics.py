@@ -1,4 +1,4 @@
-"""Checks of a dataset as a whole."""
+"""Checks that need the whole dataset: duplicate images, labels per split and per class, image sizes."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ def test_split_without_labels_is_rejected(tmp_path, split, sign):
         prepared(data, tmp_path / "view")
 
 
-@pytest.mark.parametrize("how", ["empty", "gone"])
-def test_dataset_without_labels_has_the_message_of_the_web_app(tmp_path, how):
+@pytest.mark.parametrize("label_files", ["empty", "missing"])
+def test_dataset_without_labels_is_rejected_with_the_message_of_the_web_app(tmp_path, label_files):
     data = paint(tmp_path / "set")
     for label in (tmp_path / "set/labels").rglob("*.txt"):
-        label.write_text("") if how == "empty" else label.unlink()
+        label.write_text("") if label_files == "empty" else label.unlink()
     with pytest.raises(DatasetError) as caught:
         prepared(data, tmp_path / "view")
     assert (
@@ -89,7 +89,7 @@ def test_unbalanced_classes_and_classes_in_only_one_split_are_reported():
     assert {f.code for f in report.findings} == {"class_balance", "class_not_in_train", "class_not_in_val"}
 
 
-def test_class_numbers_that_start_at_one_are_reported(tmp_path):
+def test_class_numbers_that_start_at_one_are_rejected(tmp_path):
     data = paint(tmp_path / "set")
     for number, label in enumerate(sorted((tmp_path / "set/labels").rglob("*.txt"))):
         label.write_text(f"{number % 2 + 1} .5 .5 .1 .1\n")

@@ -1,4 +1,7 @@
-"""Parallel jobs: their number is limited, each job runs once, and one failure stops all jobs."""
+"""Parallel jobs are limited in number, run once, and stop after the first failure.
+
+A file can be linked even if another process replaces the file at the same time.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ def test_stop_ends_all_jobs():
     assert caught.value.reason is StopReason.SHUTDOWN
 
 
-def test_empty_list_of_jobs_returns_immediately():
+def test_in_parallel_returns_immediately_without_jobs():
     in_parallel([], 4, StopSignal())
 
 

@@ -31,9 +31,9 @@ ROBOFLOW = {"images": "{split}/images", "labels": "{split}/labels"}
 LAYOUTS = {
     "images and labels": ({}, "train: images/train\nval: images/val\n"),
     "path: .": ({}, "path: .\ntrain: images/train\nval: images/val\n"),
-    "path of another machine": ({}, "path: /home/me/set\ntrain: images/train\nval: images/val\n"),
-    "path of a Windows machine": ({}, "path: C:\\Users\\me\\set\ntrain: images\\train\nval: images\\val\n"),
-    "absolute splits of another machine": ({}, "train: /home/me/set/images/train\nval: /home/me/set/images/val\n"),
+    "path of another computer": ({}, "path: /home/me/set\ntrain: images/train\nval: images/val\n"),
+    "path of a Windows computer": ({}, "path: C:\\Users\\me\\set\ntrain: images\\train\nval: images\\val\n"),
+    "absolute splits of another computer": ({}, "train: /home/me/set/images/train\nval: /home/me/set/images/val\n"),
     "trailing slashes": ({}, "train: images/train/\nval: ./images/val/\n"),
     "splits as lists": ({}, "train: [images/train]\nval:\n  - images/val\n"),
     "nc as text": ({}, "nc: '2'\ntrain: images/train\nval: images/val\n"),
@@ -41,7 +41,7 @@ LAYOUTS = {
     "Roboflow without ..": (ROBOFLOW, "train: train/images\nval: val/images\n"),
     "valid instead of val": (ROBOFLOW, "train: train/images\nvalid: val/images\n"),
     "labels beside images": ({"labels": "images/{split}"}, "train: images/train\nval: images/val\n"),
-    "split folders without images level": (
+    "split folders without an images folder": (
         {"images": "{split}", "labels": "labels/{split}"},
         "train: train\nval: val\n",
     ),
@@ -82,7 +82,7 @@ def test_common_layouts_become_the_same_view(tmp_path, layout):
         ("nc: 1", ("class0", "class1")),  # the class numbers of the labels are used, not nc
     ],
 )
-def test_class_names_are_read_from_yaml_or_class_file(tmp_path, text, names):
+def test_class_names_are_read_from_names_or_made_from_nc_and_labels(tmp_path, text, names):
     data = paint(tmp_path / "set", yaml=f"train: images/train\nval: images/val\n{text}\n")
     result = prepared(data, tmp_path / "view")
     assert result.names == names
@@ -94,7 +94,7 @@ def test_wrong_nc_is_a_warning(tmp_path):
     assert "yaml_nc" in codes(prepared(data, tmp_path / "view"))
 
 
-def test_labels_are_renumbered_if_class_names_start_at_one(tmp_path):
+def test_labels_are_renumbered_if_class_ids_have_gaps(tmp_path):
     data = paint(tmp_path / "set", yaml="train: images/train\nval: images/val\nnames: {1: a, 3: b}\n")
     for label in (tmp_path / "set/labels").rglob("*.txt"):
         label.write_text("3 .5 .5 .2 .2\n1 .4 .4 .1 .1\n")
@@ -116,20 +116,20 @@ def test_yaml_indented_with_tabs_is_read_with_a_warning(tmp_path):
     assert "yaml_tabs" in codes(prepared(data, tmp_path / "view"))
 
 
-def test_yaml_of_any_name_or_folder_is_accepted(tmp_path):
+def test_reference_can_be_yaml_with_any_name_or_folder(tmp_path):
     data = paint(tmp_path / "set")
     data.rename(data.with_name("1712-my set.yml"))
     assert counted(prepared(data.with_name("1712-my set.yml"), tmp_path / "view")) == {"train": 6, "val": 2}
     assert counted(prepared(tmp_path / "set", tmp_path / "view2")) == {"train": 6, "val": 2}
 
 
-def test_nested_yaml_is_found_and_unrelated_yaml_ignored(tmp_path):
+def test_nested_yaml_is_found_and_unrelated_yaml_is_ignored(tmp_path):
     paint(tmp_path / "set/inner")
     (tmp_path / "set/pipeline.yaml").write_text("steps: [a, b]\n")
     assert counted(prepared(tmp_path / "set", tmp_path / "view")) == {"train": 6, "val": 2}
 
 
-def test_several_yamls_are_rejected_with_names(tmp_path):
+def test_several_yamls_are_rejected_with_their_names(tmp_path):
     data = paint(tmp_path / "set")
     shutil.copy(data, data.with_name("b.yaml"))
     data.rename(data.with_name("a.yaml"))

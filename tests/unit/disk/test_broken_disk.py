@@ -18,16 +18,16 @@ from trainer.datasets.view.links import written
 from trainer.storage.files import disk_errors
 
 BROKEN = [errno.EIO, errno.EROFS, errno.ESTALE, errno.EUCLEAN]
-MAY_BE_THE_RUN = [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.ENAMETOOLONG, errno.ENOENT]
+POSSIBLY_CAUSED_BY_RUN = [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.ENAMETOOLONG, errno.ENOENT]
 
 
 @pytest.mark.parametrize("number", BROKEN)
-def test_errors_of_broken_disk_are_host_failures(number):
+def test_errors_of_broken_disk_become_host_failed(number):
     assert type(disk_failed(OSError(number, os.strerror(number)), "x")) is HostFailed
 
 
-@pytest.mark.parametrize("number", MAY_BE_THE_RUN)
-def test_errors_that_a_run_can_cause_are_not_host_failures(number):
+@pytest.mark.parametrize("number", POSSIBLY_CAUSED_BY_RUN)
+def test_errors_that_a_run_can_cause_become_machine_failed(number):
     assert type(disk_failed(OSError(number, os.strerror(number)), "x")) is MachineFailed
 
 
@@ -55,7 +55,7 @@ def tree(root):
 
 @pytest.mark.parametrize(("owner", "name", "read"), READERS.values(), ids=READERS)
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_dataset_on_broken_disk_is_not_rejected(tmp_path, monkeypatch, owner, name, read, number):
+def test_reading_dataset_from_broken_disk_raises_host_failed(tmp_path, monkeypatch, owner, name, read, number):
     """Another worker can perhaps read the dataset, so the run is retried."""
     path = tmp_path / "data.yaml"
     path.write_text("names: [a]")

@@ -1,4 +1,4 @@
-"""The order of syncs, and syncs without syncfs."""
+"""The order of syncs, and syncs without the system call syncfs."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from trainer.disk import durable
 
 @pytest.fixture
 def synced(monkeypatch):
-    """Return the list of synced paths, with their names at the time of the sync."""
+    """Return the list of synced paths. A file that is renamed later has its old path."""
     paths = []
     monkeypatch.setattr(durable.os, "fsync", lambda fd: paths.append(os.readlink(f"/proc/self/fd/{fd}")))
     return paths
@@ -38,7 +38,7 @@ def test_whole_file_system_is_synced_in_one_call(tmp_path, synced):
 
 
 @pytest.mark.parametrize("reason", ["no such function", errno.ENOSYS, errno.EPERM])
-def test_each_file_and_folder_is_synced_without_syncfs(tmp_path, synced, monkeypatch, reason):
+def test_each_file_and_folder_is_synced_if_syncfs_is_unavailable(tmp_path, synced, monkeypatch, reason):
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/file").write_text("content")
     (tmp_path / "a/link").symlink_to(tmp_path.parent)
@@ -64,7 +64,7 @@ def _fails_with(code):
     return syncfs
 
 
-def test_file_that_is_removed_during_the_sync_is_not_an_error(tmp_path, monkeypatch):
+def test_file_removed_during_sync_is_not_an_error(tmp_path, monkeypatch):
     (tmp_path / "newest.uploading").write_text("x")
     monkeypatch.setattr(durable, "_SYNCFS", None)
     sync = durable.sync

@@ -51,7 +51,7 @@ def test_folder_of_another_process_is_in_use(folder, other):
     assert use_of(folder) is Use.IN_USE
 
 
-def test_crash_of_folder_user_is_detected(folder, other):
+def test_crash_of_process_that_uses_folder_is_detected(folder, other):
     other.kill()
     other.wait()
 
@@ -67,7 +67,7 @@ def test_released_folder_leaves_no_lock_file(folder, other):
     assert not lock_file(folder).exists()
 
 
-def test_folder_is_in_use_until_its_last_user_releases_it(folder, other):
+def test_folder_is_in_use_until_last_process_releases_it(folder, other):
     with FolderLocks().held(folder):
         other.communicate()
         assert use_of(folder) is Use.IN_USE
@@ -84,7 +84,7 @@ def test_lock_file_is_removed_with_its_folder(folder, other):
     assert not lock_file(folder).exists()
 
 
-def test_user_on_other_host_counts_as_crashed_after_a_day_without_refresh(folder):
+def test_process_on_other_host_counts_as_crashed_after_a_day_without_refresh(folder):
     # on some file systems, locks of other hosts are not visible, so the lock file seems to be unlocked
     lock_file(folder).write_text("the boot id of another kernel")
     assert use_of(folder) is Use.IN_USE
@@ -94,7 +94,7 @@ def test_user_on_other_host_counts_as_crashed_after_a_day_without_refresh(folder
     assert use_of(folder) is Use.LEFT
 
 
-def test_refresh_keeps_lock_of_other_host(folder):
+def test_refresh_sets_time_of_lock_file_to_now(folder):
     locks = FolderLocks()
     with locks.held(folder):
         os.utime(lock_file(folder), (0, 0))
@@ -103,7 +103,7 @@ def test_refresh_keeps_lock_of_other_host(folder):
     locks.refresh()
 
 
-def test_folder_can_be_used_when_sweep_releases_it(folder):
+def test_use_of_folder_waits_until_sweep_releases_folder(folder):
     locks, entered = FolderLocks(), threading.Event()
 
     def use():
@@ -120,8 +120,8 @@ def test_folder_can_be_used_when_sweep_releases_it(folder):
     assert not lock_file(folder).exists()
 
 
-def test_exclusive_lock_has_one_holder(folder):
-    """One thread locks and removes the lock file, two threads use the folder. A lock on a removed file is not valid."""
+def test_folder_taken_for_removal_is_not_used_by_other_threads(folder):
+    """One thread takes the folder for removal, and two threads use the folder. A lock on a removed file is invalid."""
     locks, users, found = FolderLocks(), [], []
 
     def use():
@@ -153,7 +153,7 @@ def test_file_system_without_locks_does_not_fail_run(folder, monkeypatch, code):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with FolderLocks().held(folder):
         pass
-    assert not lock_file(folder).exists()  # an unlocked lock file would mean that the user of the folder has crashed
+    assert not lock_file(folder).exists()  # an unlocked lock file would mean that the process has crashed
 
 
 def test_lock_timeout_does_not_fail_run(folder, monkeypatch):

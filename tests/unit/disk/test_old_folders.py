@@ -78,7 +78,7 @@ def test_needed_folder_is_kept(root):
     assert old.exists()
 
 
-def test_folder_with_a_fresh_file_is_not_old(root):
+def test_folder_with_a_new_file_is_kept(root):
     folder = made(root / "train_a", 100)
     (folder / "results.csv").write_text("new")
 
@@ -95,7 +95,7 @@ def test_future_modification_time_does_not_keep_folder(root):
     assert not folder.exists()
 
 
-def test_other_entries_are_kept(root, tmp_path):
+def test_entries_that_are_not_run_folders_are_kept(root, tmp_path):
     other, target = made(root / "my_notes", 100), made(tmp_path / "target", 100)
     (root / "train_link").symlink_to(target)
     (root / "train_file").touch()
@@ -151,7 +151,7 @@ def test_removal_error_is_logged_once_and_other_folders_are_removed(root, monkey
 
 
 @pytest.mark.parametrize("root_is", ["missing", "dangling link", "file"])
-def test_missing_root_is_not_an_error(root, root_is):
+def test_missing_or_invalid_root_is_not_an_error(root, root_is):
     if root_is == "dangling link":
         root.symlink_to("nowhere")
     elif root_is == "file":

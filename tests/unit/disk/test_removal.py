@@ -16,7 +16,7 @@ from trainer.disk.removal import remove_tree
 
 @pytest.fixture
 def outside(tmp_path):
-    """Return files that must not change."""
+    """Return a folder, and check after the test that its file is unchanged."""
     folder = tmp_path / "outside"
     folder.mkdir()
     (folder / "canary").write_text("alive")
@@ -65,7 +65,7 @@ def test_links_are_removed_and_not_followed(doomed, outside):
     assert not doomed.exists()
 
 
-def test_link_in_place_of_folder_is_kept(tmp_path, outside):
+def test_link_in_place_of_folder_raises_error_and_is_kept(tmp_path, outside):
     link = tmp_path / "doomed"
     link.symlink_to(outside)
 

@@ -12,7 +12,7 @@ RUN = "0b6f3c1e-2f7a-4c1d-9a54-6d1f0f0f8a11"
 # a plan has a separate field for each of these arguments of Ultralytics
 PLANNED = frozenset({"task", "model", "data", "epochs", "batch", "imgsz", "device", "split", "pretrained"})
 
-# the row that the web app creates for its preset "balanced"
+# the configuration that the web app sends for its preset "balanced"
 WEB = {
     "runName": "first",
     "dataYaml": "storage:datasets/p/s/data.yaml",

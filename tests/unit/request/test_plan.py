@@ -23,7 +23,7 @@ def test_row_of_web_app_becomes_plan_without_warnings():
     assert plan.warnings == ()
 
 
-def test_empty_row_has_documented_defaults_marked_as_chosen():
+def test_empty_row_has_defaults_that_are_listed_as_chosen_by_service():
     plan = parse(None)
     assert plan.model == OfficialModel(stem="yolov8s")
     assert (plan.epochs, plan.batch, plan.imgsz, plan.device, plan.task) == (100, 16, 640, None, None)
@@ -36,7 +36,7 @@ def test_null_means_default():
     assert parse({"augmentation": {"mosaic": None}}) == parse(None)
 
 
-def test_settings_of_row_are_not_marked_as_chosen():
+def test_settings_of_row_are_not_listed_as_chosen_by_service():
     assert parse({"epochs": 100, "lr0": 0.001}).chosen == ("base_model", "batch", "imgsz", "optimizer")
 
 
@@ -101,7 +101,7 @@ def test_every_wrong_value_is_reported_with_field_value_and_rule():
         {"optimizer": "Lion"},
     ],
 )
-def test_value_out_of_range_has_one_short_message(configuration):
+def test_invalid_value_has_one_short_message(configuration):
     (problem,) = problems(configuration)
     (name,) = configuration
     assert problem.startswith(f"{name} = ")
@@ -123,7 +123,7 @@ def test_value_out_of_range_has_one_short_message(configuration):
         *(("augmentations", ["x"]), ("callbacks", {"a": 1}), ("save_json", True), ("trainer", "os.system")),
     ],
 )
-def test_dangerous_setting_is_refused_with_reason(name, value):
+def test_dangerous_setting_is_rejected_with_reason(name, value):
     (problem,) = problems({name: value})
     assert problem == f"{name}: cannot be set; {REFUSED[name]}"
     (nested,) = problems({"hyperparameters": {name: value}})
@@ -137,12 +137,12 @@ def test_harmless_value_of_dangerous_setting_is_accepted(harmless):
     assert parse(harmless) == parse(None)
 
 
-def test_weights_in_pretrained_are_refused():
+def test_weights_file_in_pretrained_is_rejected():
     (problem,) = problems({"pretrained": "s3://bucket/best.pt"})
     assert "base_model" in problem
 
 
-def test_settings_of_other_modes_are_ignored_with_warning():
+def test_settings_of_other_ultralytics_modes_are_ignored_with_warning():
     plan = parse({"line_width": 3, "opset": 17, "tracker": "/evil.yaml"})
     assert len(plan.warnings) == 3
     assert set(plan.args) == {"optimizer", "lr0"}

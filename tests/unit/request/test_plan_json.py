@@ -156,12 +156,12 @@ def test_split_by_image_name_is_recorded_as_count_and_digest():
 @pytest.mark.parametrize(
     ("row", "workers", "chosen"), [({}, 3, True), ({"workers": 0}, 0, False), ({"workers": 16}, 16, False)]
 )
-def test_host_chooses_number_of_loaders_unless_row_sets_it(row, workers, chosen):
+def test_host_sets_number_of_loader_processes_unless_row_sets_it(row, workers, chosen):
     plan = plan_of(RunRequest(data_yaml="/data/x.yaml", configuration=row), workers=3)
 
     assert plan.args["workers"] == workers
     assert ("workers" in plan.chosen) is chosen
 
 
-def test_ultralytics_chooses_number_of_loaders_without_host_setting():
+def test_ultralytics_chooses_number_of_loader_processes_without_host_setting():
     assert "workers" not in plan_of(RunRequest(data_yaml="/data/x.yaml")).args

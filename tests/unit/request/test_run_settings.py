@@ -22,7 +22,7 @@ def test_dataset_of_configuration_is_used_if_row_names_no_dataset(row):
     assert parse({"data": "a.yaml"}, data_yaml=row).sources == ("a.yaml",)
 
 
-def test_list_of_datasets_is_kept():
+def test_list_of_datasets_is_used_unless_row_names_another_dataset():
     assert parse({"data_yaml": ["a.yaml", "b.yaml"]}, data_yaml=None).sources == ("a.yaml", "b.yaml")
     assert parse({"data_yaml": ["a.yaml", "b.yaml"]}, data_yaml="a.yaml").sources == ("a.yaml", "b.yaml")
     assert parse({"data_yaml": ["a.yaml", "b.yaml"]}, data_yaml="c.yaml").sources == ("c.yaml",)
@@ -34,7 +34,7 @@ def test_invalid_dataset_reference_is_rejected(bad):
     assert problem.startswith("data = ")
 
 
-def test_missing_dataset_is_a_problem():
+def test_missing_or_invalid_dataset_is_a_problem():
     (problem,) = problems(data_yaml=None)
     assert problem.startswith("data_yaml: missing")
     (problem,) = problems(data_yaml="a\x00b")
@@ -114,7 +114,7 @@ def test_choice_of_evaluated_split_is_ignored_with_warning():
     ],
 )
 @pytest.mark.parametrize("key", ["task", "modelTask", "trainingTask", "task_type"])
-def test_task_is_recognized_by_prefix_under_any_setting_name(key, word, task):
+def test_task_is_recognized_in_any_spelling_under_any_setting_name(key, word, task):
     assert parse({key: word}).task == task
 
 
@@ -258,7 +258,7 @@ def test_requirements_in_a_section_are_ignored_with_warning():
     )
 
 
-def test_automatic_optimizer_keeps_its_own_learning_rate():
+def test_learning_rate_is_ignored_with_warning_if_optimizer_is_auto():
     assert parse({"optimizer": "auto"}).args == parse({"optimizer": " AUTO"}).args == {"optimizer": "auto"}
     assert parse({"optimizer": "auto", "lr0": 0.1}).warnings == (
         "lr0 has no effect, because optimizer = auto chooses the learning rate",

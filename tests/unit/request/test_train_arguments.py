@@ -29,13 +29,13 @@ def key_set(name: str) -> set[str]:
     return set(eval(compile(ast.Expression(node.value), name, "eval"), {"frozenset": frozenset}))
 
 
-def test_every_installed_argument_is_in_exactly_one_table():
+def test_every_argument_of_installed_version_is_in_exactly_one_table():
     tables = [set(ARGUMENTS), set(REFUSED), set(IGNORED), set(PLANNED)]
     assert set(DEFAULTS) - set().union(*tables) == set()
     assert sum(map(len, tables)) == len(set().union(*tables))
 
 
-def test_every_allowed_argument_is_installed():
+def test_installed_version_has_every_allowed_argument():
     assert set(ARGUMENTS) <= set(DEFAULTS)
 
 
@@ -58,12 +58,12 @@ def test_dangerous_arguments_are_not_allowed():
     assert dangerous & set(ARGUMENTS) == set()
 
 
-def test_every_refused_or_ignored_argument_has_reason():
+def test_every_rejected_or_ignored_argument_has_reason():
     assert all(len(reason.split()) >= 4 for reason in [*REFUSED.values(), *IGNORED.values()])
 
 
 @pytest.mark.parametrize("name", sorted(set(ARGUMENTS) - {"save"}))
-def test_installed_default_is_valid(name):
+def test_default_of_installed_version_is_valid(name):
     default = DEFAULTS[name]
     if default is not None:
         assert read(name, default) == default
@@ -251,12 +251,12 @@ def test_defaults_except_optimizer_and_workers_equal_installed_version():
     assert different == {"optimizer", "lr0", "workers"}
 
 
-def test_resumption_has_same_defaults_as_train_arguments():
+def test_defaults_of_resumption_and_row_differ_only_in_optimizer_lr0_and_workers():
     own = {name: field.default for name, field in ARGUMENTS.items()}
     assert {**own, "optimizer": "auto", "lr0": 0.01} == {**RESUMPTION_DEFAULTS, "workers": None}
 
 
-def test_every_installed_export_format_is_in_one_table():
+def test_every_export_format_of_installed_version_is_in_exactly_one_table():
     tree = ast.parse((PACKAGE / "engine" / "exporter.py").read_text())
     function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "export_formats")
     rows = next(n.value for n in function.body if isinstance(n, ast.Assign))

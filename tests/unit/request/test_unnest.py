@@ -75,7 +75,7 @@ def test_unknown_setting_is_a_warning_with_nearest_name():
 
 
 @pytest.mark.parametrize("preset", [{"augmentation": "strong"}, {"augmentation": {"preset": "strong"}}])
-def test_preset_without_values_is_a_warning(preset):
+def test_augmentation_preset_without_values_is_a_warning(preset):
     (warning,) = parse(preset).warnings
     assert warning.startswith("augmentation")
     assert "send the augmentation's values" in warning
@@ -201,7 +201,7 @@ def test_blank_setting_does_not_conflict_with_value_under_other_name(blank):
 
 
 @pytest.mark.parametrize("blank", BLANKS)
-def test_blank_part_of_setting_means_default(blank):
+def test_blank_key_of_split_or_requires_means_default(blank):
     asked = {
         "train_ratio": 0.7,
         "val_ratio": blank,

@@ -112,7 +112,7 @@ def test_every_choice_of_select_boxes_is_accepted(model, stem, batch, imgsz):
     assert plan.warnings == ()
 
 
-def test_completed_run_as_base_model_is_accepted():
+def test_run_id_as_base_model_is_accepted():
     assert plan_of_row(insert(base_model=RUN)).model == ModelOfRun(run_id=RUN)
 
 
@@ -142,7 +142,7 @@ def test_blank_data_yaml_in_configuration_is_ignored_without_warning(stale):
         ["other.yaml", 5],
     ],
 )
-def test_stale_data_yaml_is_only_a_warning(stale):
+def test_stale_data_yaml_in_configuration_is_only_a_warning(stale):
     plan = plan_of_row(insert(dataYaml=stale))
 
     assert plan.sources == (DATA,)
@@ -159,7 +159,7 @@ def test_blank_base_model_in_configuration_is_ignored_without_warning(stale):
 
 
 @pytest.mark.parametrize("stale", ["YOLOv8s", "EfficientDet-D0", 7, {"name": "x"}, ["YOLOv8s"], False])
-def test_stale_base_model_is_only_a_warning(stale):
+def test_stale_base_model_in_configuration_is_only_a_warning(stale):
     plan = plan_of_row(insert(base_model="YOLOv8n", baseModel=stale))
 
     assert plan.model == OfficialModel(stem="yolov8n")
@@ -278,7 +278,7 @@ def test_zero_and_false_do_not_mean_default():
     ("field", "value"),
     [("epochs", 0), ("epochs", -5), ("batchSize", 0), ("imgSize", 0), ("learningRate", 0), ("learningRate", -0.1)],
 )
-def test_number_out_of_range_is_reported_by_field(field, value):
+def test_number_out_of_range_is_reported_with_its_field_name(field, value):
     with pytest.raises(BadRequest) as refused:
         plan_of_row(insert(**{field: value}))
 

@@ -1,4 +1,4 @@
-"""Exceptions of the installed libraries: type, message, resulting error, and a pattern of the diagnosis."""
+"""Exceptions of the installed libraries: type, message, resulting error, and a pattern that the diagnosis matches."""
 
 from trainer.core.errors import HostFailed, MachineFailed, RunFailed
 

@@ -7,8 +7,8 @@ import textwrap
 import pytest
 
 
-def refused(attempt):
-    """Run `attempt` after `refuse_network` in a new process, because the refusal cannot be undone."""
+def run_without_network(attempt):
+    """Run `attempt` after `refuse_network` in a new process, because `refuse_network` cannot be undone."""
     program = "import socket, urllib.request\nfrom trainer.training.sandbox.audit_hook import refuse_network\nrefuse_network()\n"
     return subprocess.run(
         [sys.executable, "-c", program + textwrap.dedent(attempt)],
@@ -31,13 +31,13 @@ def refused(attempt):
     ],
 )
 def test_connection_to_other_host_is_refused(attempt):
-    result = refused(attempt)
+    result = run_without_network(attempt)
 
     assert "ConnectionError: the training process has no network" in result.stderr
 
 
-def test_download_fails_at_once_as_network_error():
-    result = refused(
+def test_download_raises_os_error():
+    result = run_without_network(
         """
         import urllib.error
         try:
@@ -51,10 +51,13 @@ def test_download_fails_at_once_as_network_error():
 
 
 def test_download_of_missing_amp_weights_fails_at_once(tmp_path, monkeypatch):
-    """After this failure, Ultralytics skips the AMP check and keeps AMP on. If packets were dropped instead, the failure would take 155 s."""
+    """After this failure, Ultralytics skips the AMP check and keeps AMP on.
+
+    If packets were dropped instead, the failure would take 155 s.
+    """
     monkeypatch.setenv("YOLO_OFFLINE", "1")
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
-    result = refused(
+    result = run_without_network(
         f"""
         import time
         from ultralytics import YOLO
@@ -70,7 +73,7 @@ def test_download_of_missing_amp_weights_fails_at_once(tmp_path, monkeypatch):
 
 
 def test_loopback_and_unix_sockets_are_allowed():
-    result = refused(
+    result = run_without_network(
         """
         import os, tempfile
         server = socket.create_server(("127.0.0.1", 0))

@@ -14,7 +14,7 @@ from trainer.training.yolo.checkpoint_file import Progress, commit, prepare, rem
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """A run folder with last.pt, best.pt and results.csv."""
+    """Return a run folder with last.pt, best.pt and results.csv."""
     weights = tmp_path / "run" / "weights"
     weights.mkdir(parents=True)
     for name in ("last", "best"):
@@ -84,7 +84,7 @@ def test_checkpoint_restores_progress_results_and_weights_in_other_folder(run_di
     assert zipfile.ZipFile(elsewhere / "weights" / "last.pt").read("archive/data.pkl") == b"last"
 
 
-def test_best_checkpoint_is_restored_as_best_and_last(run_dir, tmp_path):
+def test_checkpoint_without_best_pt_is_restored_as_best_and_last(run_dir, tmp_path):
     event = saved(run_dir)
     restore(tmp_path / event.path, tmp_path / "elsewhere")
 
@@ -92,7 +92,10 @@ def test_best_checkpoint_is_restored_as_best_and_last(run_dir, tmp_path):
 
 
 def test_restore_replaces_files_of_killed_attempt(run_dir):
-    """results.csv has the row of an epoch before the checkpoint exists. A resumed training would repeat the row."""
+    """The row of an epoch is in results.csv before the checkpoint of the epoch exists.
+
+    A resumed training trains this epoch again and would write a second row.
+    """
     event = saved(run_dir)
     (run_dir / "results.csv").write_text("epoch\n1\n2\n")
     restore(run_dir / "checkpoints" / os.path.basename(event.path), run_dir)
@@ -100,7 +103,7 @@ def test_restore_replaces_files_of_killed_attempt(run_dir):
     assert (run_dir / "results.csv").read_text() == "epoch\n1\n"
 
 
-def test_restore_writes_every_file(run_dir, tmp_path):
+def test_restore_writes_args_yaml(run_dir, tmp_path):
     (run_dir / "args.yaml").write_text("epochs: 3\n")
     members = {name: run_dir / name for name in ("results.csv", "args.yaml")}
     event = commit(prepare(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), members), Progress(epoch=1))
@@ -112,7 +115,7 @@ def test_restore_writes_every_file(run_dir, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "restored"), [("epoch\n1\n2", "epoch\n1\n"), ("epoch", None), ("", None), ("epoch\n", "epoch\n")]
 )
-def test_truncated_row_of_results_is_dropped(run_dir, tmp_path, lines, restored):
+def test_truncated_row_of_results_is_not_restored(run_dir, tmp_path, lines, restored):
     (run_dir / "results.csv").write_text(lines)
     event = saved(run_dir)
     restore(tmp_path / event.path, tmp_path / "elsewhere")
@@ -121,7 +124,7 @@ def test_truncated_row_of_results_is_dropped(run_dir, tmp_path, lines, restored)
     assert (results.read_text() if results.exists() else None) == restored
 
 
-def test_checkpoint_without_results_removes_stale_results(run_dir):
+def test_restore_of_checkpoint_without_results_removes_stale_results(run_dir):
     path = commit(prepare(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), {}), Progress(epoch=1)).path
     restore(run_dir / path, run_dir)
 
@@ -146,7 +149,7 @@ def test_previous_checkpoint_stays_after_failed_copy(run_dir, monkeypatch):
     assert names(run_dir) == before
 
 
-def test_hard_link_survives_replaced_checkpoint(run_dir):
+def test_hard_link_keeps_its_content_if_checkpoint_is_replaced(run_dir):
     event = saved(run_dir, 2)
     link = run_dir / "uploading"
     os.link(event.path, link)
@@ -155,7 +158,7 @@ def test_hard_link_survives_replaced_checkpoint(run_dir):
     assert hashlib.sha256(link.read_bytes()).hexdigest() == event.sha256
 
 
-def test_training_from_scratch_removes_stale_files(run_dir):
+def test_remove_stale_removes_checkpoints_and_weights(run_dir):
     saved(run_dir)
     remove_stale(run_dir)
 

@@ -22,7 +22,7 @@ def state(tmp_path):
 
 @pytest.fixture
 def slow_disk(monkeypatch):
-    """Block every sync until the event is set."""
+    """Block every sync until the returned event is set."""
     ready = threading.Event()
     sync = durable.os.fsync
 

@@ -67,7 +67,7 @@ def test_gpu_memory_hint_depends_on_batch(batch, hint):
     assert hint in str(diagnosis)
 
 
-def test_halved_batch_is_used_for_hint():
+def test_halved_batch_is_used_in_hint():
     message = "CUDA out of memory. Tried to allocate 2.50 GiB. (batch 1, image size 640, batch halved 3 times)"
 
     diagnosis = diagnose(evidence(crashed=crash("OutOfMemoryError", message)))
@@ -154,12 +154,12 @@ def starting(**facts):
     [
         ({"exit_code": 1, "output": ["ImportError: libcudart.so.13: cannot open shared object file"]}, "libcudart"),
         ({"exit_code": 127, "output": ["cannot start /venv/bin/python: No such file or directory"]}, "cannot start"),
-        ({"exit_code": 2, "output": ["WireError: an order of another version"]}, "another version"),
+        ({"exit_code": 2, "output": ["WireError: a training order of another version"]}, "another version"),
         ({"crashed": Crashed(error="ImportError", message="libcudart.so.13", traceback="", phase=Phase.STARTING,
                              is_installation=True)}, "ImportError: libcudart"),
     ],
 )  # fmt: skip
-def test_exit_before_order_is_host_failure(facts, words):
+def test_exit_before_training_order_is_read_becomes_host_failed(facts, words):
     diagnosis = diagnose(starting(**facts))
 
     assert type(diagnosis) is HostFailed
@@ -170,12 +170,12 @@ def test_exit_before_order_is_host_failure(facts, words):
     "facts",
     [
         {"phase": Phase.STARTING, "exit_code": -9},  # killed by the kernel or by a user
-        {"phase": Phase.STARTING, "crashed": crash("KeyError", "x")},  # the process has read its order
+        {"phase": Phase.STARTING, "crashed": crash("KeyError", "x")},  # the process has read its training order
         {"phase": Phase.LOADING, "exit_code": 1},
         {"phase": Phase.LOADING, "crashed": dataclasses.replace(crash("KeyError", "x"), is_installation=True)},
     ],
 )
-def test_exit_after_order_is_not_host_failure(facts):
+def test_signal_or_exit_after_training_order_is_read_does_not_become_host_failed(facts):
     assert not isinstance(diagnose(evidence(**facts)), HostFailed)
 
 

@@ -15,7 +15,7 @@ def lines_of(*pieces):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A fake clock."""
+    """Return a list with one number, the time of a fake clock."""
     now = [100.0]
     monkeypatch.setattr(log_lines.time, "monotonic", lambda: now[0])
     return now
@@ -65,7 +65,7 @@ def test_invalid_utf8_is_replaced_and_split_utf8_is_joined():
     assert lines_of(b"caf\xe9\n") == ["caf\N{REPLACEMENT CHARACTER}"]
 
 
-def test_long_line_is_cut_with_note():
+def test_long_line_is_truncated_with_number_of_omitted_bytes():
     (line,) = lines_of(b"x" * 3 * LONGEST, b"y" * 10)
 
     assert line == "x" * LONGEST + f" … ({2 * LONGEST + 10} bytes more)"

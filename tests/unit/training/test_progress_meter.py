@@ -92,7 +92,7 @@ def test_eta_is_missing_before_second_batch(training):
     assert training.last.eta_seconds is None
 
 
-def test_eta_in_first_epoch_estimates_validation(training):
+def test_eta_in_first_epoch_estimates_validation_time(training):
     training.meter.epoch_started(1, 3, 10)
     for _ in range(5):
         training.batch(1.0)
@@ -101,7 +101,7 @@ def test_eta_in_first_epoch_estimates_validation(training):
     assert training.last.eta_seconds == pytest.approx(25 + 3 * 1.0)
 
 
-def test_eta_uses_measured_validation(training):
+def test_eta_uses_measured_validation_time(training):
     training.epoch(1, 3, batches=10, validation=4.0)
 
     assert training.last.eta_seconds == pytest.approx(2 * (10 + 4.0))

@@ -18,7 +18,7 @@ def test_small_report_is_unchanged(ultralytics):
     assert bounded({"mAP": 0.5}) == {"mAP": 0.5}
 
 
-def test_best_epoch_replaces_missing_final_validation(ultralytics, tmp_path):
+def test_report_without_final_validation_uses_best_epoch_or_last_epoch(ultralytics, tmp_path):
     from trainer.core.dataset import Task
     from trainer.training.yolo.report import from_results
 

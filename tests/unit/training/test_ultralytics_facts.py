@@ -91,12 +91,12 @@ def test_start_epoch_is_used_before_first_callback_of_epoch(trainer):
     assert in_order(loop, "epoch = self.start_epoch", 'run_callbacks("on_train_epoch_start")')
 
 
-def test_best_is_written_if_fitness_equals_best(trainer):
+def test_best_pt_is_written_if_fitness_equals_best_fitness(trainer):
     assert "if self.best_fitness == self.fitness:" in source(trainer.save_model)
     assert "self.last.write_bytes(serialized_ckpt)" in source(trainer.save_model)
 
 
-def test_resumed_training_accepts_changed_settings(trainer):
+def test_resumed_training_accepts_changed_batch_and_device_but_not_epochs(trainer):
     allowed = re.search(r"allowed = \{.*?\n(.*?)\}", source(trainer.check_resume), re.DOTALL)[1]
 
     for name in ("batch", "device", "workers", "save_dir"):

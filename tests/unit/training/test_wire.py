@@ -116,7 +116,7 @@ def test_examples_cover_every_event():
     assert {type(event) for event in ONE_OF_EACH} == set(events.Event.__args__)
 
 
-def test_nan_and_infinity_are_left_out_of_mappings():
+def test_nan_and_infinity_are_removed_from_mappings():
     line = encode_event(
         BatchProgress(
             phase=Phase.TRAINING,
@@ -148,7 +148,7 @@ def test_received_nan_is_removed():
     assert event.metrics == {"c": 2.0}
 
 
-def test_text_that_cannot_be_stored_is_replaced():
+def test_null_characters_and_surrogates_are_replaced():
     event = decode_event(b'{"kind":"warning","code":"x","message":"a\\u0000b\\ud800c"}')
 
     event.message.encode()
@@ -182,7 +182,7 @@ def test_unknown_keys_are_ignored():
     ],
     ids=lambda line: line[:30].decode("ascii", "replace") or "empty",
 )
-def test_invalid_event_is_refused_with_reason(line):
+def test_invalid_event_is_rejected_with_short_reason(line):
     with pytest.raises(WireError) as refused:
         decode_event(line)
 
@@ -196,12 +196,12 @@ def test_error_about_long_line_quotes_its_start():
     assert len(str(refused.value)) < 400
 
 
-def test_too_long_line_is_refused():
+def test_too_long_line_is_rejected():
     with pytest.raises(WireError, match="a line has at most"):
         decode_event(b'{"kind":"warning","code":"' + b"x" * LONGEST_LINE + b'"}')
 
 
-def test_order_omits_secrets_findings_and_summary(order):
+def test_sent_training_order_omits_secrets_findings_and_summary(order):
     line = encode_order(order)
     arrived = decode_command(line)
 
@@ -213,7 +213,7 @@ def test_order_omits_secrets_findings_and_summary(order):
     assert dataclasses.replace(arrived, plan=order.plan, dataset=order.dataset) == order
 
 
-def test_order_without_resume_or_devices_is_unchanged(order):
+def test_training_order_without_resume_or_devices_is_accepted(order):
     arrived = decode_command(encode_order(dataclasses.replace(order, resume=None, devices=())))
 
     assert arrived.resume is None
@@ -237,7 +237,7 @@ def test_stop_command_keeps_its_reason(reason):
         b'{"kind":"train","dataset":[],"plan":{}}',
     ],
 )
-def test_invalid_command_is_refused_with_reason_on_one_line(line):
+def test_invalid_command_is_rejected_with_reason_on_one_line(line):
     with pytest.raises(WireError, match="is not") as refused:
         decode_command(line)
 

@@ -32,7 +32,7 @@ def put(models: Path, name: str, content: bytes | None = None) -> Path:
     return path
 
 
-def leftovers(models: Path) -> list[str]:
+def files_in(models: Path) -> list[str]:
     return [str(p.relative_to(models)) for p in models.rglob("*") if p.is_file() and p.suffix != ".lock"]
 
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.unit.weights.release import BUCKET, leftovers, put, upload, weights
+from tests.unit.weights.release import BUCKET, files_in, put, upload, weights
 from trainer.core.dataset import ObjectRef, Task
 from trainer.core.errors import BadRequest, ObjectMissing
 from trainer.core.model import ModelObject, ModelOfRun
@@ -32,7 +32,7 @@ def test_changed_object_is_fetched_again(folder, store, models, tmp_path):
     assert first.is_relative_to(models / ".runs")
 
 
-def test_object_of_other_bucket_or_without_store_is_refused(folder):
+def test_object_of_other_bucket_or_without_store_is_rejected(folder):
     other = ModelObject(ref=ObjectRef(bucket="datasets", key="evil.pt"))
     with pytest.raises(BadRequest, match="only objects of the artifacts bucket"):
         folder().resolve(other, Task.DETECT, StopSignal())
@@ -41,13 +41,13 @@ def test_object_of_other_bucket_or_without_store_is_refused(folder):
         folder(store=None).resolve(own, Task.DETECT, StopSignal())
 
 
-def test_missing_object_or_invalid_model_is_refused(folder, store, models, tmp_path):
+def test_missing_object_or_invalid_model_is_rejected(folder, store, models, tmp_path):
     with pytest.raises(ObjectMissing):
         folder().resolve(ModelObject(ref=ObjectRef(bucket=BUCKET, key="none.pt")), Task.DETECT, StopSignal())
     ref = upload(store, tmp_path, "bad.pt", b"os.system")
     with pytest.raises(BadRequest, match=r"storage:bad\.pt: not a complete PyTorch file"):
         folder().resolve(ModelObject(ref=ref), Task.DETECT, StopSignal())
-    assert leftovers(models) == []
+    assert files_in(models) == []
 
 
 @pytest.mark.parametrize("with_digest", [True, False])
@@ -64,12 +64,12 @@ def test_best_model_of_completed_run_is_fetched(folder, store, tmp_path, with_di
         assert model_folder.resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal()) == path
 
 
-def test_changed_model_of_run_is_refused(folder, store, models, tmp_path):
+def test_changed_model_of_run_is_rejected(folder, store, models, tmp_path):
     ref = upload(store, tmp_path, "best.pt", weights(b"swapped"))
     rows = completed([{"name": "best.pt", "path": ref.key, "sha256": "0" * 64}])
     with pytest.raises(BadRequest, match="not the file that the run published"):
         folder(rows=rows).resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal())
-    assert leftovers(models) == []
+    assert files_in(models) == []
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_changed_model_of_run_is_refused(folder, store, models, tmp_path):
         ({RUN: RunRow(id=RUN, status="completed")}, "published no best.pt"),
     ],
 )
-def test_run_without_model_is_refused_with_reason(folder, rows, reason):
+def test_run_without_model_is_rejected_with_reason(folder, rows, reason):
     with pytest.raises(BadRequest, match=reason):
         folder(rows=rows).resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal())
 

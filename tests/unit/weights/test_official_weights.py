@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.weights.release import BUCKET, QUICK, YOLO11N, leftovers, put, upload, weights
+from tests.unit.weights.release import BUCKET, QUICK, YOLO11N, files_in, put, upload, weights
 from trainer.core.dataset import Task
 from trainer.core.errors import BadRequest, ObjectMissing, Unavailable
 from trainer.core.model import ModelObject, OfficialModel
@@ -22,7 +22,7 @@ from trainer.weights.model_folder import ModelFolder
     ("task", "name"),
     [(Task.DETECT, "yolo11n.pt"), (Task.SEGMENT, "yolo11n-seg.pt"), (Task.CLASSIFY, "yolo11n-cls.pt")],
 )
-def test_official_model_in_folder_is_used_in_variant_for_task(folder, models, task, name):
+def test_official_model_for_task_is_used_from_folder(folder, models, task, name):
     path = put(models, name)
     assert folder().resolve(YOLO11N, task, StopSignal()) == path
 
@@ -34,17 +34,17 @@ def test_missing_model_is_downloaded_once(folder, models, release):
     assert path.read_bytes() == release.body
     assert model_folder.resolve(YOLO11N, Task.SEGMENT, StopSignal()) == path
     assert release.paths == ["/v8.4.0/yolo11n-seg.pt"]
-    assert leftovers(models) == ["yolo11n-seg.pt"]
+    assert files_in(models) == ["yolo11n-seg.pt"]
 
 
 def test_leftover_of_crashed_download_is_overwritten(folder, models, release):
     put(models, ".yolo11n.pt", b"half of it")
     folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
-    assert leftovers(models) == ["yolo11n.pt"]
+    assert files_in(models) == ["yolo11n.pt"]
 
 
 @pytest.mark.parametrize("damaged", [b"", weights()[:2000], b"\0" * 5000], ids=["empty", "truncated", "zeros"])
-def test_damaged_official_model_is_downloaded_again(folder, models, release, damaged):
+def test_damaged_official_model_is_downloaded_again_or_rejected_without_download(folder, models, release, damaged):
     put(models, "yolo11n.pt", damaged)
     path = folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
     assert path.read_bytes() == release.body
@@ -57,10 +57,10 @@ def test_damaged_amp_weights_are_removed_and_intact_amp_weights_stay(folder, mod
     put(models, "yolo11n.pt")
     put(models, "yolo26n.pt", b"")
     folder().resolve(YOLO11N, Task.DETECT, StopSignal())
-    assert leftovers(models) == ["yolo11n.pt"]
+    assert files_in(models) == ["yolo11n.pt"]
     put(models, "yolo26n.pt")
     folder().resolve(YOLO11N, Task.DETECT, StopSignal())
-    assert sorted(leftovers(models)) == ["yolo11n.pt", "yolo26n.pt"]
+    assert sorted(files_in(models)) == ["yolo11n.pt", "yolo26n.pt"]
 
 
 def test_weights_are_synced_before_rename(folder, store, models, release, tmp_path, monkeypatch):
@@ -102,27 +102,27 @@ def test_failed_download_is_retried(folder, models, release, first):
     assert len(release.paths) == 2
 
 
-def test_download_with_wrong_checksum_is_discarded(folder, models, release):
+def test_download_with_wrong_checksum_is_retried_and_removed(folder, models, release):
     broken = bytearray(weights())
     broken[1000] ^= 1
     release.body = bytes(broken)
     with pytest.raises(Unavailable, match=r"yolo11n\.pt is damaged"):
         folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
     assert len(release.paths) == QUICK.tries
-    assert leftovers(models) == []
+    assert files_in(models) == []
 
 
-def test_missing_release_file_is_refused(folder, models, release):
+def test_missing_release_file_is_an_error_without_retry(folder, models, release):
     release.answers = [(404, b"not found")]
     with pytest.raises(
         ObjectMissing, match=r"yolo11n\.pt cannot be downloaded: the server answers 404; copy .*MODELS_DIR"
     ):
         folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
     assert len(release.paths) == 1
-    assert leftovers(models) == []
+    assert files_in(models) == []
 
 
-def test_connection_error_names_folder(folder, models, release):
+def test_connection_error_names_models_dir(folder, models, release):
     closed = f"http://127.0.0.1:{free_port()}/x"
     with pytest.raises(Unavailable) as refused:
         folder(allow_download=True, release_url=closed).resolve(YOLO11N, Task.POSE, StopSignal())
@@ -130,7 +130,7 @@ def test_connection_error_names_folder(folder, models, release):
         "base_model: yolo11n-pose.pt is not on this worker, and there is no connection to 127.0.0.1; "
         f"copy yolo11n-pose.pt to MODELS_DIR ({models}), or train from scratch with yolo11n-pose.yaml"
     )
-    assert leftovers(models) == []
+    assert files_in(models) == []
 
 
 def test_disabled_download_sends_no_request(folder, models, release):
@@ -159,7 +159,7 @@ def test_stop_ends_stalled_download(folder, models, release):
         folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, stop)
     timer.join()
     assert time.monotonic() - started < 15
-    assert leftovers(models) == []
+    assert files_in(models) == []
 
 
 def test_stop_ends_wait_for_other_download(folder, release):
@@ -177,7 +177,7 @@ def test_stop_ends_wait_for_other_download(folder, release):
         assert other.exception() is None or isinstance(other.exception(), Unavailable)
 
 
-def test_model_without_weights_for_task_is_refused_before_download(folder, release):
+def test_model_without_weights_for_task_is_rejected_before_download(folder, release):
     with pytest.raises(BadRequest, match="only for detect"):
         folder(allow_download=True, release_url=release.url).resolve(
             OfficialModel(stem="yolov10n"), Task.OBB, StopSignal()

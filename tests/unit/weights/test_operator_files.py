@@ -1,4 +1,4 @@
-"""Model files of the operator in MODELS_DIR, and refused paths."""
+"""Model files of the operator in MODELS_DIR, and rejected paths."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_file_of_operator_is_found(folder, models):
 @pytest.mark.parametrize(
     "content", [b"", b"not a zip", b"\x80\x02}q\x00.", weights()[:-30], b"PK\x03\x04" + b"\0" * 1000]
 )
-def test_file_not_saved_by_torch_is_refused(folder, models, content):
+def test_file_not_saved_by_torch_is_rejected(folder, models, content):
     put(models, "a.pt", content)
     put(models, "yolo11n.pt", content)
     for model, name in ((ModelFile(name="a.pt"), "a.pt"), (YOLO11N, "yolo11n.pt")):
@@ -26,19 +26,19 @@ def test_file_not_saved_by_torch_is_refused(folder, models, content):
             folder().resolve(model, Task.DETECT, StopSignal())
 
 
-def test_error_about_missing_file_names_folder(folder):
+def test_error_about_missing_file_names_models_dir(folder):
     with pytest.raises(BadRequest, match="no such file in MODELS_DIR"):
         folder().resolve(ModelFile(name="nothing.pt"), Task.DETECT, StopSignal())
 
 
-def test_folder_instead_of_model_file_is_refused(folder, models):
+def test_folder_instead_of_model_file_is_rejected(folder, models):
     (models / "dir.pt").mkdir(parents=True)
     with pytest.raises(BadRequest, match="no such file"):
         folder().resolve(ModelFile(name="dir.pt"), Task.DETECT, StopSignal())
 
 
 @pytest.mark.parametrize("name", ["../outside.pt", "link.pt", "linked/outside.pt", "a/../../outside.pt"])
-def test_path_outside_of_folder_is_refused(folder, models, tmp_path, name):
+def test_path_outside_of_models_dir_is_rejected(folder, models, tmp_path, name):
     (tmp_path / "outside.pt").write_bytes(weights())
     (models / "a").mkdir(parents=True)
     (models / "link.pt").symlink_to(tmp_path / "outside.pt")
@@ -47,19 +47,19 @@ def test_path_outside_of_folder_is_refused(folder, models, tmp_path, name):
         folder().resolve(ModelFile(name=name), Task.DETECT, StopSignal())
 
 
-def test_absolute_path_is_refused(folder, tmp_path):
+def test_absolute_path_is_rejected(folder, tmp_path):
     (tmp_path / "outside.pt").write_bytes(weights())
     with pytest.raises(BadRequest, match="is outside of"):
         folder().resolve(ModelFile(name=str(tmp_path / "outside.pt")), Task.DETECT, StopSignal())
 
 
-def test_files_on_disk_are_listed(folder, models):
+def test_model_files_on_disk_are_listed(folder, models):
     for name in ("yolo11n.pt", "team/a.pt", ".runs/b.pt", "notes.txt"):
         put(models, name)
     assert folder().on_disk() == ["team/a.pt", "yolo11n.pt"]
 
 
-def test_unusable_folder_is_machine_failure(models, store):
+def test_unusable_models_dir_raises_machine_failed(models, store):
     models.write_text("a file where the folder should be")
     blocked = ModelFolder(models, store=store, artifacts_bucket=BUCKET, run_of={}.get, allow_download=True)
     with pytest.raises(MachineFailed, match=r"MODELS_DIR .* cannot be used"):
