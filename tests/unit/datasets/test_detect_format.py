@@ -73,7 +73,7 @@ def test_file_that_describes_dataset_is_found(tmp_path, files, names):
         (Task.OBB, ("turned",)),
     ],
 )
-def test_annotation_file_of_task_is_used(tmp_path, task, names):
+def test_annotation_file_of_requested_task_is_used(tmp_path, task, names):
     files = {
         f"annotations_{word}.json": coco(name)
         for word, name in {"detection": "box", "segmentation": "outline", "pose": "pose", "obb": "turned"}.items()

@@ -68,7 +68,7 @@ def test_changed_image_with_same_time_and_size_is_read_again(tmp_path, read_imag
     assert second.fingerprint != first.fingerprint
 
 
-def test_image_that_became_damaged_is_reported(tmp_path):
+def test_image_damaged_between_runs_is_rejected(tmp_path):
     paint(tmp_path / "set")
     prepare(tmp_path, "v1")
     (tmp_path / "set/images/train/0001.jpg").write_bytes(b"junk")

@@ -49,7 +49,7 @@ def test_hidden_files_are_skipped_and_hidden_images_are_reported(tmp_path):
     assert [(f.code, f.count) for f in looked.report.findings] == [("image_hidden", 1)]
 
 
-def test_missing_folder_and_file_have_empty_listing(tmp_path):
+def test_missing_folder_and_path_of_file_have_empty_listing(tmp_path):
     touch(tmp_path, "file")
     tree = Looked(tmp_path).tree
 

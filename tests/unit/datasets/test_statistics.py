@@ -114,7 +114,7 @@ def test_inspection_of_images_can_be_stopped(tmp_path):
         statistics.inspect([Sample(str(tmp_path), "a.jpg", "train")], {}, Report(), stop)
 
 
-def test_wrong_suffix_is_warning_and_image_is_kept(tmp_path):
+def test_image_with_wrong_suffix_is_reported_and_kept(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/images/train/0000.jpg").rename(tmp_path / "set/images/train/0000.png")
     result = prepared(data, tmp_path / "view")

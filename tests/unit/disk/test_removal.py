@@ -75,7 +75,7 @@ def test_link_in_place_of_folder_raises_error_and_is_kept(tmp_path, outside):
     assert link.is_symlink()
 
 
-def test_pipes_sockets_and_odd_names_are_removed(doomed):
+def test_pipes_sockets_and_files_with_unusual_names_are_removed(doomed):
     os.mkfifo(doomed / "pipe")
     os.mknod(doomed / "socket", stat.S_IFSOCK | 0o600)
     for name in (b"line\nbreak", b"\xff\xfe", b"-rf", b"n" * 255):
@@ -96,7 +96,7 @@ def test_folders_nested_beyond_recursion_and_path_limits_are_removed(doomed):
     assert not doomed.exists()
 
 
-def test_removal_needs_few_file_descriptors(doomed):
+def test_removal_of_deep_folders_needs_at_most_16_file_descriptors(doomed):
     nested(doomed, 200)
     code = (
         "import resource, sys; from pathlib import Path; from trainer.disk.removal import remove_tree;"
@@ -164,7 +164,7 @@ def test_other_entries_are_removed_before_error_is_raised(doomed):
         subprocess.run(["chattr", "-i", doomed / "m"], check=True)
 
 
-def test_concurrent_removals_succeed(doomed):
+def test_concurrent_removals_raise_only_file_not_found_error(doomed):
     for number in range(60):
         (doomed / f"d{number}" / "e").mkdir(parents=True)
         (doomed / f"d{number}" / "e" / "f").touch()

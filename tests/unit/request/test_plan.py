@@ -31,7 +31,7 @@ def test_empty_row_has_defaults_that_are_listed_as_chosen_by_service():
     assert set(plan.chosen) == {"base_model", "epochs", "batch", "imgsz", "optimizer", "lr0"}
 
 
-def test_null_means_default():
+def test_null_setting_means_default():
     assert parse(dict.fromkeys(WEB)) == parse(None)
     assert parse({"augmentation": {"mosaic": None}}) == parse(None)
 

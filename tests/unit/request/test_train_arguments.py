@@ -69,7 +69,7 @@ def test_default_of_installed_version_is_valid(name):
         assert read(name, default) == default
 
 
-def test_types_match_installed_version():
+def test_argument_types_match_installed_version():
     for name in key_set("CFG_INT_KEYS") & set(ARGUMENTS):
         assert type(read(name, 1)) is int, name
     for name in key_set("CFG_BOOL_KEYS") & set(ARGUMENTS):
@@ -246,7 +246,7 @@ def test_rule_describes_valid_values(name, rule):
     assert rule_of(RunConfiguration.model_fields[name]) == rule
 
 
-def test_defaults_except_optimizer_and_workers_equal_installed_version():
+def test_defaults_except_optimizer_lr0_and_workers_equal_installed_version():
     different = {name for name, field in ARGUMENTS.items() if field.default != DEFAULTS[name]}
     assert different == {"optimizer", "lr0", "workers"}
 

@@ -1,4 +1,4 @@
-"""Packaged architectures are copied to files with the size letter in the name."""
+"""The architectures in the Ultralytics package are copied to files with the size letter in the name."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def test_architecture_copy_has_size_in_name(folder, models):
     assert b"Segment" in path.read_bytes()
 
 
-def test_changed_copy_is_replaced(folder):
+def test_changed_architecture_copy_is_replaced(folder):
     model_folder = folder()
     path = model_folder.resolve(Architecture(stem="yolo11n"), Task.DETECT, StopSignal())
     original = path.read_bytes()
@@ -28,7 +28,7 @@ def test_changed_copy_is_replaced(folder):
     assert path.read_bytes() == original
 
 
-def test_every_catalog_architecture_is_in_package(folder):
+def test_every_architecture_of_catalog_is_in_ultralytics_package(folder):
     model_folder = folder()
     for stem, by_task in model_catalog.ARCHITECTURES.items():
         for task in by_task:

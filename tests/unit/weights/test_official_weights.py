@@ -81,7 +81,7 @@ def test_redirect_is_followed(folder, release):
     assert path.read_bytes() == release.body
 
 
-def test_parallel_requests_download_once(models, store, release):
+def test_parallel_requests_for_one_model_download_it_once(models, store, release):
     def resolve(_: int) -> Path:
         own = ModelFolder(
             models, store=store, artifacts_bucket=BUCKET, run_of={}.get, allow_download=True, release_url=release.url,
