@@ -82,7 +82,7 @@ def test_only_selected_members_are_extracted(tmp_path):
         assert unpacked(out) == FILES
 
 
-def test_total_size_of_zip_is_reported_before_extraction(tmp_path):
+def test_total_size_of_zip_is_reported(tmp_path):
     totals = []
     extract(zipped(tmp_path / "a.zip"), tmp_path / "out", StopSignal(), on_total=totals.append)
     assert totals == [3013]

@@ -92,7 +92,7 @@ def test_large_archive_is_synced_during_extraction(root, fetch, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["none.yaml", "empty.yaml", "../x.yaml", "/etc/passwd", "pipe"])
-def test_error_about_unreadable_source_names_the_setting(root, fetch, text):
+def test_error_about_invalid_source_names_the_setting(root, fetch, text):
     (root / "empty.yaml").write_text("")
     os.mkfifo(root / "pipe")
     with pytest.raises(DatasetError, match=r"^data_yaml: "):
