@@ -1,4 +1,4 @@
-"""Read an untrusted data.yaml as plain text values. YAML tags are ignored."""
+"""Read an untrusted data.yaml. Every value is read as text. YAML tags are ignored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_NAME_LENGTH = 200  # characters
 
 @dataclass(frozen=True, kw_only=True)
 class DataYaml:
-    """The known keys of a data.yaml. `splits` has the unchanged entries per split, `ids` has the keys of `names`."""
+    """The known keys of a data.yaml. `splits` has the entries per split. `ids[i]` is the number of class `names[i]`."""
 
     splits: Mapping[str, tuple[str, ...]]
     path: str | None
@@ -41,7 +41,7 @@ class DataYaml:
 def load_yaml(path: Path, report: Report) -> dict[str, Any]:
     """Return the mapping in a YAML file. Every scalar is text, so `no` stays the word "no".
 
-    Raises `DatasetError` if the file is not a mapping, is too large or is nested too deeply.
+    Raises `DatasetError` if the file is unreadable, invalid, too large, nested too deeply or not a mapping.
     """
     text = _decoded(read_file(path, MAX_YAML_BYTES), path, report)
     value = _parsed(text, path.name, report)
@@ -95,7 +95,7 @@ def _parsed(text: str, name: str, report: Report) -> Any:
     without_tabs = re.sub(r"^[ \t]+", lambda match: match[0].expandtabs(2), text, flags=re.MULTILINE)
     for version in (text, without_tabs):
         try:
-            value = _plain(version, name)
+            value = _loaded(version, name)
         except yaml.YAMLError as error:
             reason = _reason(error)
         else:
@@ -105,8 +105,8 @@ def _parsed(text: str, name: str, report: Report) -> Any:
     raise DatasetError(f"{printable(name)} is not valid YAML: {reason}.")
 
 
-def _plain(text: str, name: str) -> Any:
-    # libyaml recurses in C, so deep nesting crashes the process. The depth is checked before
+def _loaded(text: str, name: str) -> Any:
+    # libyaml recurses in C, and deep nesting would crash the process; so the depth is checked first
     depth = 0
     for number, event in enumerate(yaml.parse(text, Loader=yaml.CBaseLoader)):
         if isinstance(event, yaml.AliasEvent):
@@ -157,7 +157,8 @@ def _names(value: Any, report: Report) -> tuple[tuple[str, ...] | None, tuple[in
             report.add(
                 "yaml_names",
                 str(name) if number is not None else str(key),
-                problem="names: must be a list of class names or a mapping from class number to class name.",
+                problem="names: must be a list of class names, or a mapping from class number to class name. "
+                f"A class name has at most {MAX_NAME_LENGTH} characters.",
             )
             continue
         ids.append(number)

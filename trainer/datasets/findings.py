@@ -55,7 +55,7 @@ ERRORS = {
     "yaml_test": "test: must name a folder of images, a .txt list of images, or a list of such entries",
     "kpt_shape": "{problem}",
     "flip_idx": "{problem}",
-    "merge_keypoints": "The sources have different kpt_shape and cannot be trained together.",
+    "merge_keypoints": "The sources have different values of kpt_shape and cannot be trained together.",
     "coco_file_name": "{n} images have no file_name",
     "coco_ambiguous": "{n} file names match several images",
     "coco_duplicate_image": "{n} images are listed twice in the annotation file",
@@ -85,7 +85,9 @@ WARNINGS = {
     "class_not_in_train": "{n} classes do not occur in train and cannot be learned",
     "class_balance": "The most frequent class has {most} labels, the rarest class has {fewest}",
     "test_empty": "{problem}",
-    "flip_idx_missing": "The YAML has no flip_idx (keypoints in a mirrored image), so images are not mirrored",
+    "flip_idx_missing": (
+        "The YAML has no flip_idx (the order of the keypoints in a mirrored image), so images are not mirrored"
+    ),
     "task_ambiguous": (
         "All labels have four corners, which fits the tasks segment and obb; the task segment was chosen. "
         'For oriented boxes, set "task": "obb" in the configuration'
@@ -107,14 +109,17 @@ NOTES = {
     "image_background": "{n} images have no labels and count as background",
     "label_separators": "{n} label files with commas, semicolons or a byte order mark were normalized",
     "label_clipped": "{n} label rows reached outside the image by a rounding error and were clipped",
-    "label_renumbered": "{n} label rows were renumbered, because names: does not count from 0 without gaps",
+    "label_renumbered": (
+        "{n} label rows were renumbered, because names: does not count from 0 without gaps, or because datasets were "
+        "merged"
+    ),
     "label_box_to_polygon": "{n} boxes were converted to polygons with four corners",
     "label_polygon_to_box": "{n} polygons were converted to boxes",
     "label_polygon_to_obb": "{n} polygons were converted to oriented boxes",
     "label_box_to_obb": "{n} boxes were converted to oriented boxes without rotation",
     "class_not_in_val": "{n} classes do not occur in val",
     "split_unassigned": "{n} images are not in the requested split and were put into train",
-    "split_drawn": "The images were split: train ratio {ratio:g}, seed {seed}",
+    "split_drawn": "The images were split at random: train ratio {ratio:g}, seed {seed}",
     "coco_crowd": "{n} crowd annotations were skipped",
 }
 KINDS: dict[str, tuple[Level, str]] = {

@@ -41,7 +41,7 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class FetchedDatasets:
-    """The `Datasets` port: sources are fetched, recognized, checked and linked into a view.
+    """Implements the port `Datasets`: sources are fetched, recognized, checked and linked into a view.
 
     `facts` and `pixels` are caches: images that did not change since an earlier run are not read or decoded again.
     """

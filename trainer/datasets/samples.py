@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RecognizedDataset:
-    """A recognized dataset.
+    """The samples and classes of one source whose format was recognized.
 
     `ids[i]` is the number of class `names[i]` in label files. If `ids` is None, classes are numbered from 0. `names` is
     None for a dataset without class names, which has at least `count` classes. `split` is the split that the dataset

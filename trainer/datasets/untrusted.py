@@ -40,26 +40,26 @@ def read_file(path: Path | str, largest: int) -> bytes:
 
 
 def safe_name(name: str, limits: Limits, where: str) -> str | None:
-    """Return a name as a safe relative path in NFC, or None for the top folder.
+    """Return a name as a safe relative path in Unicode NFC, or None for the top folder.
 
     Raises `DatasetError` for an unsafe name. The message starts with `where`.
     """
 
-    def refuse(why: str) -> NoReturn:
+    def reject(why: str) -> NoReturn:
         raise DatasetError(f"{where}: the name {shown(name)} {why}. Rename it.")
 
     if len(name) > limits.name:
-        refuse(f"is longer than {limits.name} characters")
+        reject(f"is longer than {limits.name} characters")
     if any(unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in name):
-        refuse("has control characters or is not UTF-8")
+        reject("has control characters or is not UTF-8")
     name = unicodedata.normalize("NFC", name.replace("\\", "/"))
     if _ABSOLUTE.match(name):
-        refuse("is absolute")
+        reject("is absolute")
     segments = [segment for segment in name.split("/") if segment not in {"", "."}]
     if ".." in segments:
-        refuse("leads outside the dataset")
+        reject("leads outside the dataset")
     if len(segments) > limits.depth:
-        refuse(f"is more than {limits.depth} folders deep")
+        reject(f"is more than {limits.depth} folders deep")
     if any(len(segment.encode()) > 255 for segment in segments):
-        refuse("has a part of more than 255 bytes")
+        reject("has a folder or file name of more than 255 bytes")
     return "/".join(segments) or None

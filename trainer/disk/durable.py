@@ -1,7 +1,7 @@
 """Files that survive a power cut.
 
-Without a sync, a file from the last half minute can be empty or full of zeros after a power cut, although its name
-exists. So a file is synced before it gets its final name if other code relies on its existence.
+Without a sync, a power cut can leave a file of the last half minute empty or full of zeros, although its name exists.
+So if other code relies on the existence of a file, the file is synced before it gets its final name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def sync(path: Path) -> None:
 def sync_below(folder: Path) -> None:
     """Sync everything in `folder` to the disk. Raises OSError.
 
-    This function syncs the whole file system, which is much faster than a separate sync of thousands of files.
+    If possible, the whole file system is synced, which is much faster than a separate sync of thousands of files.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -40,7 +40,7 @@ def sync_below(folder: Path) -> None:
 
 
 def replace(beside: Path, path: Path) -> None:
-    """Rename a finished file to `path`. Raises OSError.
+    """Sync the finished file `beside` and rename it to `path`. Raises OSError.
 
     After a power cut, `path` is the complete old file or the complete new file.
     """
@@ -50,14 +50,14 @@ def replace(beside: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically. Several writers at the same time are not allowed. Raises OSError."""
+    """Write a file atomically and sync it. Do not write the same path in two threads or processes. Raises OSError."""
     beside = path.with_name(f"{path.name}.tmp")
     beside.write_text(text, encoding="utf-8")
     replace(beside, path)
 
 
 def _sync_file_system(descriptor: int) -> bool:
-    """Sync the file system of an open folder. Return False if the system does not support that."""
+    """Sync the file system of an open folder. Return False if the system does not support this."""
     if _SYNCFS is None:
         return False
     if _SYNCFS(descriptor) == 0:

@@ -1,9 +1,9 @@
 """Locks of folders in use. Processes on this host and on other hosts can check them, even right after a crash.
 
-`.NAME.lock` beside a folder is locked (flock) while the folder is in use. The kernel releases the lock when the process
-ends. Over NFS, a lock is visible on all hosts. The file contains the boot id of the host that uses the folder. On some
-file systems, the locks of another host are not visible. So the lock of another host counts as free only after a day
-without a refresh (`FolderLocks.refresh`).
+The file `.NAME.lock` beside a folder is locked (flock) while the folder is in use. The kernel releases the lock when
+the process ends. Over NFS, a lock is visible on all hosts. The file contains the boot id of the host that uses the
+folder. On some file systems, the locks of another host are not visible. So the lock of another host counts as free only
+after a day without a refresh (`FolderLocks.refresh`).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import structlog
 
 log = structlog.get_logger()
 
-SILENT_SECONDS = 86_400.0  # after this time without a refresh, a user on another host counts as crashed
-WAIT_SECONDS = 2.0  # a sweep holds a lock only during one rename
+SILENT_SECONDS = 86_400.0  # after this time without a refresh, a process on another host counts as crashed
+WAIT_SECONDS = 2.0  # maximum wait for a lock; a sweep (old_folders.py) holds a lock only during one rename
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Use(Enum):
-    """The state of a folder, which its lock shows."""
+    """The state of a folder, according to its lock file."""
 
     IN_USE = "in use"
-    LEFT = "left"  # its user crashed
-    UNKNOWN = "unknown"  # no user ever locked it, or the last user released it
+    LEFT = "left"  # the process that used the folder crashed
+    UNKNOWN = "unknown"  # no process ever locked the folder, or the last process released it
 
 
 class FolderLocks:
@@ -45,9 +45,10 @@ class FolderLocks:
 
     @contextmanager
     def held(self, folder: Path) -> Iterator[None]:
-        """Mark `folder` as in use while the block runs. A folder can have several users and does not have to exist.
+        """Mark `folder` as in use while the block runs. The folder does not have to exist.
 
-        If the folder cannot be locked, a warning is logged, and the folder is used without a lock.
+        Several processes can use the same folder. If the folder cannot be locked, a warning is logged, and the folder
+        is used without a lock.
         """
         path = lock_file(folder)
         try:
@@ -119,14 +120,13 @@ def _shared(path: Path) -> int:
         lock = os.open(path, _OPEN, 0o666)
         try:
             if _locked(path, lock, fcntl.LOCK_SH):
-                with contextlib.suppress(OSError):  # a full disk
+                with contextlib.suppress(OSError):  # on a full disk, the lock file has no boot id
                     os.pwrite(lock, _boot_id(), 0)
                 return lock
         except OSError:  # a file system without locks
             os.close(lock)
-            path.unlink(
-                missing_ok=True
-            )  # no process can lock this file, and a lock file without a lock would mean a crash
+            # no process can lock this file; an unlocked lock file would look like the file of a crashed process
+            path.unlink(missing_ok=True)
             raise
         os.close(lock)
         if time.monotonic() > deadline:
@@ -135,14 +135,14 @@ def _shared(path: Path) -> int:
 
 
 def _locked(path: Path, lock: int, how: int) -> bool:
-    """Acquire the lock. Return whether that succeeded and `path` is still the locked file."""
+    """Try to lock an open file. Return whether this succeeded and `path` is still the same file."""
     try:
         fcntl.flock(lock, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     try:
         return os.path.samestat(os.fstat(lock), os.stat(path, follow_symlinks=False))  # noqa: PTH116
-    except FileNotFoundError:  # the last user removed the file meanwhile
+    except FileNotFoundError:  # another process removed the file meanwhile
         return False
 
 

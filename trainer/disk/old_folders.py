@@ -24,8 +24,8 @@ class OldFolders:
     """Removes the folders `PREFIX…` directly in `root` that are not needed any more.
 
     A folder stays while it is locked, or while `is_needed` returns True for its name without the prefix. Otherwise the
-    folder of a crashed process is removed after `left_seconds`, and any other folder after `keep_seconds`. Both times
-    start at the newest change of the folder or of an entry directly in it.
+    folder of a crashed process is removed after `left_seconds`, and any other folder after `keep_seconds`. Both periods
+    start with the last change of the folder or of an entry directly in it.
     """
 
     root: Path
@@ -41,7 +41,7 @@ class OldFolders:
         self._keep_seconds = {Use.UNKNOWN: self.keep_seconds, Use.LEFT: self.left_seconds}
 
     def sweep(self) -> None:
-        """Remove the folders that are due. If this fails for a folder, log it once, and try again at the next sweep."""
+        """Remove the folders that are no longer needed. A failed removal is logged once and retried at each sweep."""
         self.locks.refresh()
         try:
             with os.scandir(self.root) as entries:
@@ -77,7 +77,7 @@ class OldFolders:
         with self.locks.taken(folder) as use:
             if use is Use.IN_USE or self.is_needed(name) or not _is_older(folder, self._keep_seconds[use]):
                 return
-            # rename first: a partially removed folder must not look like a run folder, and the lock is released sooner
+            # rename first: a partially removed folder must not look complete, and the lock is released sooner
             renamed = folder.with_name(f"{_REMOVING}{uuid.uuid4().hex}")
             folder.rename(renamed)
         log.info("removing old folder", folder=_shown(folder))

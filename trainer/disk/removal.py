@@ -27,7 +27,8 @@ def remove_tree(folder: Path) -> None:
     """
     parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for is_last in (False, False, True):  # another process may remove the same folder now and move subfolders up
+        # several tries: another process can remove the same folder at the same time and move subfolders up
+        for is_last in (False, False, True):
             with _opened(folder.name, parent) as top:
                 problem = _empty(top)
             try:
@@ -61,7 +62,7 @@ def _empty(top: int) -> OSError | None:
 
 
 def _strip(folder: int, top: int) -> tuple[list[str], OSError | None]:
-    """Remove the files in `folder` and move its folders into `top`. Return their new names and the first error."""
+    """Remove the files in `folder` and move its folders into `top`. Return the new folder names and the first error."""
     moved: list[str] = []
     problem: OSError | None = None
     seen: set[str] = set()  # entries to skip: folders of `top`, and entries that cannot be removed
@@ -105,7 +106,7 @@ def _opened(name: str, parent: int) -> Iterator[int]:
     try:
         folder = os.open(name, _FOLDER, dir_fd=parent)
     except PermissionError:
-        # between two calls, a link can replace the file at a path; a descriptor stays at its file
+        # between two calls, a link can replace the folder; a descriptor always refers to the same folder
         handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
             os.chmod(f"/proc/self/fd/{handle}", 0o700)  # noqa: PTH101

@@ -1,4 +1,4 @@
-"""Checks of `.pt` files and the packaged architectures. Only a training process loads a model; this module does not."""
+"""Check `.pt` files and find packaged architectures. Only a training process loads a model; this module does not."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from trainer.core.errors import BadRequest
 
 
 def is_complete(path: Path) -> bool:
-    """Return whether the path is a regular file that ends with the directory of a zip archive."""
+    """Return whether the path is a regular file with the end record of a zip archive, as torch writes it."""
     return path.is_file() and zipfile.is_zipfile(path)  # a named pipe would block `is_zipfile` forever
 
 
 def is_intact(path: Path) -> bool:
-    """Return whether the file is a zip archive, as torch writes it, with correct checksums."""
+    """Return whether the file is a zip archive and the checksum of each member matches."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -25,9 +25,9 @@ def is_intact(path: Path) -> bool:
 
 
 def checked(path: Path, subject: str) -> Path:
-    """Return the path of a complete PyTorch file of plausible size.
+    """Return `path` if the file is a complete, uncompressed PyTorch file.
 
-    Raises BadRequest. Its message starts with `subject`.
+    Raises BadRequest with a message that starts with `subject`.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -39,12 +39,12 @@ def checked(path: Path, subject: str) -> Path:
     # torch saves without compression; compressed or overlapping members could need a thousand times the file size
     is_compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if is_compressed or sum(member.file_size for member in members) > path.stat().st_size:
-        raise BadRequest(f"{subject}: its contents are larger than the file; save it again with torch.save")
+        raise BadRequest(f"{subject}: has compressed or overlapping members; save it again with torch.save")
     return path
 
 
 def packaged_architecture(name: str) -> Path:
-    """Return the YAML of an architecture in the installed Ultralytics, without importing it. Raises BadRequest."""
+    """Return the YAML file of an architecture in Ultralytics, which is not imported. Raises BadRequest."""
     spec = importlib.util.find_spec("ultralytics")
     folders = spec.submodule_search_locations if spec else None
     unsized = re.sub(r"(\d+)[nslmx](?=-|$)", r"\1", name, count=1)

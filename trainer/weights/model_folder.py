@@ -3,7 +3,7 @@
 MODELS_DIR/yolo11n.pt           official weights, downloaded once or added by the operator
 MODELS_DIR/any/path.pt          the operator's own files
 MODELS_DIR/.architectures/      copies of packaged YAML files, with the size letter in their names
-MODELS_DIR/.runs/               models of earlier runs, by checksum
+MODELS_DIR/.runs/               models from the artifacts bucket, named by a SHA-256
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from trainer.weights.model_file import checked, is_complete, is_intact, packaged
 
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
 _POLICY = RetryPolicy(tries=3, first_wait=0.5, longest_wait=5.0, total_seconds=1800.0)
-_AMP_WEIGHTS = "yolo26n.pt"  # Ultralytics loads them on a GPU to check mixed precision (AMP)
+_AMP_WEIGHTS = "yolo26n.pt"  # Ultralytics loads this file on a GPU to check mixed precision (AMP)
 _LARGEST = 2 << 30  # bytes; ten times the largest official model
-_UNUSED_SECONDS = 30 * 86_400.0  # a cached model of an earlier run is removed if it is unused for this time
+_UNUSED_SECONDS = 30 * 86_400.0  # a model in .runs is removed if it was not used for this time
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ class ModelFolder:
         return f"MODELS_DIR ({self.models_dir}) cannot be used: {reason}; check the disk and permissions"
 
     def on_disk(self) -> list[str]:
-        """Return the `.pt` files that a row may name, relative to the folder."""
+        """Return the paths of the `.pt` files that a row can name, relative to MODELS_DIR."""
         files = (path.relative_to(self.models_dir) for path in self.models_dir.rglob("*.pt") if path.is_file())
         return sorted(str(path) for path in files if not any(part.startswith(".") for part in path.parts))
 
     def _own(self, name: str) -> Path:
         path = self.models_dir / name
-        # os.path is used, because pathlib raises for a loop of links or an impossible name
+        # os.path is used, because pathlib raises an exception for a loop of symlinks or an invalid name
         inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.models_dir))
         if ".." in Path(name).parts or not inside:
             raise BadRequest(f"base_model = {name!r}: the file is outside of MODELS_DIR; copy it into MODELS_DIR")
@@ -99,7 +99,7 @@ class ModelFolder:
         return checked(path, f"base_model = {name!r}")
 
     def _architecture(self, name: str) -> Path:
-        """Return a copy of the YAML file under `name`, because Ultralytics reads the size letter from the file name."""
+        """Return a copy of the YAML file named `name`, because Ultralytics reads the size letter from the file name."""
         source = packaged_architecture(name)
         content = source.read_bytes()
         copy = self.models_dir / ".architectures" / f"{name}.yaml"
@@ -187,7 +187,7 @@ class ModelFolder:
 
     @contextmanager
     def _locked(self, name: str, stop: StopSignal) -> Iterator[None]:
-        """Hold the lock of `name` among all processes of this host."""
+        """Hold the lock of the file `name` against all other threads and processes. Raises Stopped."""
         locks = self.models_dir / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(locks / f"{name}.lock")
@@ -213,7 +213,7 @@ def _remove_unused(cache: Path) -> None:
 def _incoming(path: Path) -> Iterator[Path]:
     """Yield a temporary path for `path`. The caller holds the lock of `path`.
 
-    The next call overwrites a leftover file.
+    The next call overwrites a file that a crash left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     incoming = path.with_name(f".{path.name}")

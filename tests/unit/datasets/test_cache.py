@@ -130,7 +130,7 @@ def test_tree_with_damaged_size_file_is_found_and_evicted(cache, content):
 
 def test_dropped_tree_is_not_found(cache):
     put_tree(cache, "t")
-    cache.drop_tree("t")
+    cache.remove_tree("t")
     assert cache.get_tree("t") is None
 
 

@@ -14,7 +14,7 @@ from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.header import facts
 from trainer.datasets.source.reference import Roots
 from trainer.datasets.untrusted import read_file
-from trainer.datasets.view.links import written
+from trainer.datasets.view.links import view_errors
 from trainer.storage.files import disk_errors
 
 BROKEN = [errno.EIO, errno.EROFS, errno.ESTALE, errno.EUCLEAN]
@@ -32,7 +32,7 @@ def test_errors_that_a_run_can_cause_become_machine_failed(number):
 
 
 @pytest.mark.parametrize(
-    "translate", [disk_errors, on_this_disk, lambda _: written()], ids=["storage", "cache", "view"]
+    "translate", [disk_errors, on_this_disk, lambda _: view_errors()], ids=["storage", "cache", "view"]
 )
 def test_every_writer_distinguishes_broken_disk_from_full_disk(translate):
     for number, kind in ((errno.EIO, HostFailed), (errno.ENOSPC, MachineFailed)):

@@ -1,8 +1,8 @@
 """The content cache stores files and extracted archives by the identity of their content, for all runs and processes.
 
-    objects/ab/abcdef…   files       trees/abcdef…/   extracted archives     derived/ab/abcdef…   files that can be rebuilt
-    tmp/                 incomplete entries           in_use/  marks of entries in use
-    lock                 held during eviction and while entries are marked as in use
+    objects/ab/abcdef…   files       trees/abcdef…/   extracted archives     derived/ab/abcdef…   derived files
+    tmp/                 incomplete entries           in_use/  use marks
+    lock                 held while use marks are written, and while entries are evicted or trees are replaced
 
 An entry is synced and then renamed into place, so it is complete even after a power cut. Entries are in use as long as
 the staging folder of their run exists, even without a running process. The entries of a crashed run are released when
@@ -45,10 +45,10 @@ class _Entry:
 
 
 class ContentCache:
-    """A folder of content by identity. The least recently used entries are evicted to stay within `max_bytes`.
+    """A folder of files and trees. The least recently used entries are evicted to stay within `max_bytes`.
 
     An identity is any text that changes with the content, for example bucket, key, ETag and size. `reserve` is the
-    number of bytes that stay free on the disk. Raises `HostUnfit` if the disk is full or broken.
+    number of bytes that stay free on the disk. Raises `MachineFailed` if the disk is full or broken.
     """
 
     def __init__(self, root: Path, *, max_bytes: int, reserve: int = 1 << 30) -> None:
@@ -59,28 +59,28 @@ class ContentCache:
         self._incoming = Incoming(root / "tmp")
 
     def get(self, identity: str, size: int) -> Path | None:
-        """Return the complete, unchanged file of an identity, or None. Mark the file as used."""
+        """Return the complete, unchanged file of an identity, or None. The time of its last use is updated."""
         name = name_of(identity)
         path = self._object(name)
         try:
             found = path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        if found.st_size != size or found.st_mtime != _seal(name):
+        if found.st_size != size or found.st_mtime != _entry_time(name):
             path.unlink(missing_ok=True)  # hard links to the file remain; the next run downloads the content again
             return None
-        self._touch(path, _seal(name))
+        self._touch(path, _entry_time(name))
         return path
 
     def put(self, identity: str, file: Path) -> Path:
-        """Move a complete file (from `temporary`) into the cache. An older file with the same identity is replaced."""
+        """Move a complete file into the cache and return its path. An older file with the same identity is replaced."""
         with on_this_disk(self.root):
             durable.sync(file)
         return self._put(file, name_of(identity))
 
     @contextmanager
     def batch(self) -> Iterator[FileBatch]:
-        """Return a context for putting many files into the cache. Files become entries when their batch is synced."""
+        """Yield a batch that puts many files into the cache. The files become entries when the batch is synced."""
         self._make_folders()
         batch = FileBatch(self._incoming.folder, self._put)
         try:
@@ -92,7 +92,7 @@ class ContentCache:
         path = self._object(name, kind)
         with on_this_disk(path):
             file.chmod(0o444)
-            os.utime(file, (time.time(), _seal(name)))
+            os.utime(file, (time.time(), _entry_time(name)))
             try:
                 file.replace(path)
             except FileNotFoundError:  # the folder does not exist yet
@@ -101,11 +101,11 @@ class ContentCache:
         return path
 
     def link_derived(self, identity: str, path: Path) -> bool:
-        """Create the hard link `path` to the derived file of an identity. Return False if this is impossible."""
+        """Create the hard link `path` to the derived file of an identity. Return whether `path` now exists."""
         name = name_of(identity)
         derived = self._object(name, DERIVED)
         try:
-            if derived.stat().st_mtime != _seal(name):
+            if derived.stat().st_mtime != _entry_time(name):
                 derived.unlink(missing_ok=True)
                 return False
             try:
@@ -115,13 +115,13 @@ class ContentCache:
                 os.link(derived, path)
         except OSError as error:  # no such file, or no hard links on this file system: the file can be rebuilt
             return error.errno == errno.EEXIST
-        self._touch(derived, _seal(name))
+        self._touch(derived, _entry_time(name))
         return True
 
     def put_derived(self, files: Mapping[str, Path]) -> int:
-        """Move complete, synced files that can be rebuilt into the cache. Return the number of moved files.
+        """Move complete, synced derived files into the cache while there is room. Return the number of moved files.
 
-        To make room, only the least recently used derived files are evicted.
+        To make room, the least recently used derived files are evicted, but no other entries.
         """
         kept = 0
         with self._locked():
@@ -142,7 +142,7 @@ class ContentCache:
         return kept
 
     def get_tree(self, identity: str) -> Path | None:
-        """Return the folder of an identity, or None. Mark the folder as used. The caller checks its completeness."""
+        """Return the tree of an identity, or None. The caller checks that the tree is complete."""
         path = self._tree(identity)
         if not path.is_dir():
             return None
@@ -150,7 +150,10 @@ class ContentCache:
         return path
 
     def put_tree(self, identity: str, folder: Path, size: int, is_whole: Callable[[Path], bool]) -> Path:
-        """Move a complete folder of `size` bytes into the cache, unless a complete folder is already there."""
+        """Move a complete folder of `size` bytes into the cache and return its path.
+
+        If `is_whole` returns True for the tree that is already there, `folder` is removed instead.
+        """
         path = self._tree(identity)
         with on_this_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,13 +168,13 @@ class ContentCache:
             durable.sync(path.parent)
         return path
 
-    def drop_tree(self, identity: str) -> None:
+    def remove_tree(self, identity: str) -> None:
         """Remove a damaged tree."""
         with self._locked():
             self._incoming.remove(self._tree(identity))
 
     def temporary(self) -> AbstractContextManager[Path]:
-        """Return a context with a new path for `put` or `put_tree`. At the end of the context, the path is removed."""
+        """Return a context with a new path for `put` or `put_tree`. At its end, the file or folder is removed."""
         self._make_folders()
         return self._incoming.temporary()
 
@@ -239,7 +242,7 @@ class ContentCache:
             for entry in entries(Path(folder)):
                 path, found = Path(entry.path), status(entry)
                 if found is not None:
-                    # a file with a second hard link is in a view: removing this link would free no space
+                    # a file with a second hard link is in a view: its removal from the cache would free no space
                     is_linked = kind != TREES and found.st_nlink > 1
                     size = _tree_size(path) if kind == TREES else found.st_size
                     yield _Entry(path, size, found.st_atime_ns, is_linked, kind == DERIVED)
@@ -252,9 +255,8 @@ class ContentCache:
 
     def _make_folders(self) -> None:
         folders = self._in_use.folder, self._incoming.folder
-        if not all(
-            folder.is_dir() for folder in folders
-        ):  # the folders are missing if an operator emptied the cache manually
+        # the folders do not exist at the first use, or after an operator emptied the cache
+        if not all(folder.is_dir() for folder in folders):
             with on_this_disk(self.root):
                 for folder in folders:
                     folder.mkdir(parents=True, exist_ok=True)
@@ -282,10 +284,10 @@ def _tree_size(tree: Path) -> int:
         return sum(path.lstat().st_size for path in tree.rglob("*"))
 
 
-def _seal(name: str) -> float:
-    """Return the modification time of an entry, between 2001 and 2033. Its seconds are an even number.
+def _entry_time(name: str) -> float:
+    """Return the modification time of an entry, between 2001 and 2033.
 
-    Every file system can store such a time.
+    The time is an even number of seconds, which every file system can store.
     """
     return 1_000_000_000 + int(name[:12], 16) % 500_000_000 * 2
 

@@ -1,4 +1,4 @@
-"""Read the folders of the cache, which other processes change, and report disk errors as errors of the host."""
+"""Read the folders of the cache, which other processes can change, and turn disk errors into `MachineFailed`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Use marks: a run marks the cache entries that it needs, so that they are not evicted."""
+"""Use marks: files that protect the cache entries of a run from eviction."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from trainer.datasets.cache.disk import entries
 
 
 class UseMarks:
-    """The marks of the cache in `root`. The caller holds the lock of the cache during each call.
+    """The use marks of the cache in `root`. The caller holds the lock of the cache during each call.
 
-    A mark is a file: the first line is the path of a folder, the other lines are the names of entries.
+    A use mark is a file: its first line is the path of a folder, the other lines are the names of entries.
     """
 
     def __init__(self, root: Path) -> None:
@@ -26,7 +26,7 @@ class UseMarks:
         (self.folder / uuid.uuid4().hex).write_text("\n".join(lines))
 
     def names(self) -> set[str]:
-        """Return the names of all entries in use. Remove the marks of removed folders."""
+        """Return the names of all entries in use. Remove the use marks of removed folders."""
         names: set[str] = set()
         root = self._root.resolve()  # folders are stored as relative paths, which are valid under any mount point
         for mark in entries(self.folder):

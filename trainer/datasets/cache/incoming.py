@@ -68,7 +68,7 @@ class Incoming:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self, path: Path) -> None:
-        """Remove an entry of the cache. A folder is renamed first, so that no process finds a partly removed folder."""
+        """Remove an entry. A folder is renamed first, so that no process finds a partially removed folder."""
         if not path.is_dir():
             path.unlink(missing_ok=True)
             return
@@ -80,7 +80,7 @@ class Incoming:
         for left in entries(self.folder):
             found = status(left)
             # the modification time is not the age: it is computed from the identity of the entry
-            if found is None or time.time() - found.st_ctime <= STALE_SECONDS or _is_received(Path(left.path)):
+            if found is None or time.time() - found.st_ctime <= STALE_SECONDS or _is_downloading(Path(left.path)):
                 continue
             if left.is_dir(follow_symlinks=False):
                 shutil.rmtree(left.path, ignore_errors=True)
@@ -132,7 +132,7 @@ class FileBatch:
             shutil.rmtree(batch, ignore_errors=True)
 
 
-def _is_received(folder: Path) -> bool:
+def _is_downloading(folder: Path) -> bool:
     """Return whether a process is downloading a large object into the folder. A download can take days."""
     try:
         with (folder / "lock").open("r+") as lock:

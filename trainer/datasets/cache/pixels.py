@@ -19,7 +19,7 @@ from trainer.core.errors import MachineFailed
 from trainer.datasets.cache.content import ContentCache
 from trainer.disk.durable import sync_below
 
-FOLDER = "pixels"  # in a view
+FOLDER = "pixels"  # the folder of the pixels in a view
 PROBES = 32  # number of images to look up before all others
 RECIPES = ("{imgsz}-3-fit", "{imgsz}-3-stretch")
 _MAKERS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "pillow", "ultralytics")
@@ -61,14 +61,15 @@ class PixelCache:
             }
             if not found:
                 return 0
-            sync_below(view / FOLDER)  # a later training compares only a sample of the pixels with their images
+            # a power cut can damage files that are not synced, and a later training checks only a sample of them
+            sync_below(view / FOLDER)
             return self._cache.put_derived(found)
         except (MachineFailed, OSError):  # the next run will be slower, but this run must not fail
             return 0
 
 
 def _files(folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """Yield recipe, path of the image in the view, and file. Symlinks are not followed."""
+    """Yield the recipe, the path of the image in the view, and the path of each file. Symlinks are not followed."""
     for root, _, names in os.walk(folder):
         recipe, _, below = os.path.relpath(root, folder).partition("/")
         for name in names:

@@ -39,8 +39,8 @@ class Checked:
     flip_idx: tuple[int, ...] | None
     samples: list[Sample]
     rows: LabelRows
-    images: Mapping[str, int]  # per split
-    per_class: Mapping[str, Sequence[int]]  # labels per split and class
+    images: Mapping[str, int]  # number of images per split
+    per_class: Mapping[str, Sequence[int]]  # number of labels per split and class
 
     @cached_property
     def fingerprint(self) -> str:

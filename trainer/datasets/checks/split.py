@@ -1,4 +1,4 @@
-"""Split a dataset that has no val split. Each class is split in the same ratio. The result is reproducible."""
+"""Split a dataset at random or by names. A random split has the same ratio in each class and is reproducible."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from trainer.datasets.samples import SPLITS, Sample
 CHECK_EVERY = 256  # number of files between two checks of the stop signal
 THREADS = min(4, os.cpu_count() or 1)
 RARE = 10  # labels; a class with fewer labels is hard to learn
-UNBALANCED = 50  # ratio of labels between two classes
+UNBALANCED = 50  # a higher ratio between the most frequent and the rarest class causes a warning
 
 
 def inspect(samples: Sequence[Sample], known: dict[str, Facts], report: Report, stop: StopSignal) -> list[Sample]:
@@ -35,7 +35,7 @@ def inspect(samples: Sequence[Sample], known: dict[str, Facts], report: Report, 
         stop.raise_if_set()
         return [facts(path) for path in unknown[begin : begin + CHECK_EVERY]]
 
-    # reading and hashing large images releases the interpreter lock, so threads help
+    # reading and hashing large images releases the interpreter lock, so several threads are faster
     with ThreadPoolExecutor(THREADS) as pool:
         new = (fact for part in pool.map(read, range(0, len(unknown), CHECK_EVERY)) for fact in part)
         result = [
@@ -80,7 +80,10 @@ def check_splits(images: Mapping[str, int], labeled: Mapping[str, int], report: 
 
 
 def balance(names: Sequence[str], per_class: Mapping[str, Sequence[int]], report: Report) -> None:
-    """Report classes that cannot be learned or measured. `per_class` is the number of labels per split and class."""
+    """Report classes with few or no labels, and unbalanced classes.
+
+    `per_class` holds the number of labels per split and class.
+    """
     total = [sum(counts) for counts in zip(*per_class.values(), strict=True)] if per_class else []
     for index, count in enumerate(total):
         if not count:
@@ -97,7 +100,7 @@ def balance(names: Sequence[str], per_class: Mapping[str, Sequence[int]], report
 
 
 def sizes(samples: Sequence[Sample]) -> dict[str, object]:
-    """Return the distribution of image sizes: extremes, median and the most common sizes."""
+    """Return the extreme, median and most common image sizes, the formats, and the total size of the files."""
     known = [sample.facts for sample in samples if not sample.facts.problem]
     if not known:
         return {}

@@ -40,7 +40,7 @@ MAX_SIDE = 1_000_000  # pixels; a larger size in the annotation file is ignored
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """A JSON file and the split in its path, or None."""
+    """A JSON file, and the split that its path names, or None."""
 
     path: Path
     split: str | None

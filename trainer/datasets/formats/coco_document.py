@@ -22,6 +22,7 @@ DEFAULT_SPLIT = SplitRequest(train_ratio=0.8, seed=42)  # the default of DICE fo
 
 
 def load(path: Path) -> dict[str, Any]:
+    """Return the content of an annotation file. Raises `DatasetError`."""
     name = printable(path.name)
     try:
         document = json.loads(read_file(path, MAX_JSON_BYTES).removeprefix(b"\xef\xbb\xbf"))
@@ -43,11 +44,11 @@ def all_categories(document: Object) -> list[Object]:
 
 
 def categories(document: Object) -> list[Object]:
-    """Return the categories that are classes, in order."""
+    """Return the categories that are classes, in the order of the file."""
     found = [category for category in all_categories(document) if category.get("name") != BACKGROUND]
     above = {str(category.get("supercategory")) for category in found}
     used = {str(category_id(one)) for one in _annotations(document)}
-    # Roboflow's first category is the project, not a class. No annotation uses it, and it is the supercategory of all
+    # Roboflow's first category is the project, not a class: no annotation uses it, and other categories belong to it
     return [
         c
         for c in found
@@ -96,10 +97,10 @@ def guess_task(documents: Sequence[Object]) -> Task:
     if annotations and all("bbox" not in one and "segmentation" not in one for one in annotations):
         return Task.CLASSIFY
     outlined = bool(annotations) and all(one.get("segmentation") for one in annotations)
-    return Task.SEGMENT if outlined and not all(_is_own_box(one) for one in annotations) else Task.DETECT
+    return Task.SEGMENT if outlined and not all(_is_rectangle(one) for one in annotations) else Task.DETECT
 
 
-def _is_own_box(annotation: Object) -> bool:
+def _is_rectangle(annotation: Object) -> bool:
     """Return whether the outline is an axis-aligned rectangle."""
     parts = annotation["segmentation"]
     outline = parts[0] if isinstance(parts, list) and len(parts) == 1 else None
@@ -109,6 +110,7 @@ def _is_own_box(annotation: Object) -> bool:
 
 
 def keypoints(documents: Sequence[Object], report: Report) -> tuple[tuple[int, int] | None, tuple[int, ...] | None]:
+    """Return kpt_shape and flip_idx. Each of them is None if the categories do not define it."""
     lists = {
         tuple(map(str, category["keypoints"]))
         for document in documents
@@ -132,6 +134,7 @@ def _mirrored(name: str) -> str:
 
 
 def split_request(document: Object) -> SplitRequest:
+    """Return the split that `split_config` requests, or DEFAULT_SPLIT. Raises `DatasetError` for invalid ratios."""
     config = document.get("split_config")
     if not isinstance(config, dict):
         return DEFAULT_SPLIT

@@ -12,7 +12,7 @@ from trainer.datasets.findings import Report
 from trainer.datasets.images.dimensions import MAX_PIXELS
 
 Points = list[tuple[float, float]]
-MAX_PARTS = 50  # parts of one outline; if there are more parts, the smallest parts are dropped
+MAX_PARTS = 50  # number of parts to join to the first part of an outline; the parts with the fewest points are omitted
 SLACK = 2.0  # pixels; a box causes a warning if it reaches outside the image by more than this value
 
 
@@ -91,7 +91,7 @@ def _polygon(value: Any, picture: Picture, report: Report) -> Points | None:
 
 
 def _joined(parts: list[Points]) -> Points:
-    """Return one outline of all parts. A line connects the nearest points of two parts."""
+    """Join parts to one outline. A line connects the nearest points of two parts."""
     ring, *others = sorted(parts, key=len, reverse=True)
     for other in others[:MAX_PARTS]:
         # at most about 300 points of each outline are compared
@@ -130,7 +130,10 @@ def _mask(rle: Mapping[str, Any], picture: Picture) -> Any:
 
 
 def _runs(counts: Any) -> list[int] | None:
-    """Return the lengths of the runs. pycocotools is not used: its C code does not validate compressed strings."""
+    """Return the lengths of the runs, or None for invalid counts.
+
+    pycocotools is not used, because its C code does not validate compressed strings.
+    """
     if isinstance(counts, list):
         return counts if all(isinstance(n, int) and 0 <= n <= MAX_PIXELS for n in counts) else None
     if not isinstance(counts, str) or not counts.isascii():

@@ -54,6 +54,7 @@ class ImageIndex:
 
 
 def _agreement(path: str, parts: Sequence[str]) -> int:
+    """Return the number of equal names at the end of `path` and `parts`."""
     count = 0
     for ours, theirs in zip(reversed(path.split("/")), reversed(parts), strict=False):
         if ours != theirs:

@@ -1,4 +1,4 @@
-"""List images and label files of untrusted folders, without leaving the allowed folders."""
+"""List images and label files of untrusted folders. Files outside the allowed folders are not listed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Listing:
 
 
 class Tree:
-    """A source on disk. Each folder is read only once. Symlinks are followed only where `admit` allows it.
+    """A source on disk. Each folder is read once. Symlinks are followed only where `admit` allows it.
 
     `admit` returns the real path of an allowed file or folder, and raises `DatasetError` for any other path.
     `is_owned`: the files are in our cache, not in the user's folder.

@@ -84,7 +84,7 @@ class _Reader:
             path = os.path.join(base, entry)
             if os.path.lexists(path) and not (self._tree.is_owned and self._is_foreign(path)):
                 return self._tree.admitted(path)
-        # a path of another machine, or Roboflow's ../train/images: search the dataset for the last parts of the path
+        # a path of another host, or Roboflow's ../train/images: search the dataset for the last parts of the path
         for tail in _tails(entry):
             for base in self._bases:
                 if os.path.lexists(f"{base}/{tail}"):

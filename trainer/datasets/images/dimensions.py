@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 HEAD = 1 << 16  # number of bytes of the first read
 MAX_PIXELS = 178_956_970  # the limit of Pillow; Ultralytics opens every image with Pillow
+# markers of the JPEG segments with the image size, and of the segment before the pixels
 JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 JPEG_SCAN = frozenset({0xDA})
-# exceptions of the plugins of Pillow for damaged or hostile headers
+# exceptions that the plugins of Pillow raise for damaged or hostile headers
 PILLOW_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, RuntimeError, SyntaxError),
     *(TypeError, ValueError, struct.error),
@@ -24,6 +25,7 @@ PILLOW_ERRORS = (
 
 
 def dimensions(kind: str, head: bytes, descriptor: int, size: int, path: str) -> tuple[int, int, str]:
+    """Return the width, the height and the problem of an image. The problem is empty if the header is usable."""
     try:
         match kind:
             case "jpeg":
@@ -39,7 +41,7 @@ def dimensions(kind: str, head: bytes, descriptor: int, size: int, path: str) ->
             case "gif" | "heic" | "svg":
                 return 0, 0, f"a {kind.upper()} image, which is not supported; convert it to JPEG or PNG"
             case "text":
-                return 0, 0, "a text or web page, not an image"
+                return 0, 0, "a text file or web page, not an image"
             case _:
                 return 0, 0, "not an image"
     except (struct.error, IndexError):
@@ -47,7 +49,10 @@ def dimensions(kind: str, head: bytes, descriptor: int, size: int, path: str) ->
 
 
 def jpeg_segment(head: bytes, descriptor: int, size: int, wanted: frozenset[int]) -> tuple[int, bytes]:
-    """Return the offset and first bytes of the first wanted segment, or the offset where the search ended and b""."""
+    """Return the offset and the first bytes of the first segment with a marker in `wanted`.
+
+    If no segment has such a marker, return the offset where the search ended, and b"".
+    """
     place, window, begin = 2, head, 0
     for _ in range(2000):  # maximum number of segments; a normal file has a few dozen
         if place - begin + 9 > len(window):

@@ -18,7 +18,7 @@ MAX_DATASETS = 200  # number of files to keep; the least recently used files are
 
 
 class FactsCache:
-    """A folder with one JSON file per dataset. The folder can be deleted at any time."""
+    """A folder with one JSON file per dataset. The folder can be removed at any time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -34,7 +34,7 @@ class FactsCache:
             return {}
 
     def save(self, sources: Sequence[str], found: dict[str, Facts]) -> None:
-        """Save `found` for the next run, replacing the facts saved before."""
+        """Save `found` for the next run, in place of the facts that were saved before."""
         # if the disk is full or read-only, the next run will be slower, but this run must not fail
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from trainer.datasets.images.dimensions import (
 )
 
 WHOLE = 1 << 20  # bytes; only three parts of a larger file are hashed
-_ORIENTATION = 0x0112  # the EXIF tag
+_ORIENTATION = 0x0112  # the EXIF tag of the orientation
 MIN_SIDE = 10  # pixels; Ultralytics ignores smaller images
 
 
@@ -114,7 +114,7 @@ def _digest(descriptor: int, size: int, head: bytes, kind: str) -> bytes:
         return hashlib.sha256(head).digest()
     if size <= WHOLE:
         return hashlib.sha256(os.pread(descriptor, size, 0)).digest()
-    if kind in ("bmp", "tiff"):  # uncompressed images of the same size can differ in a few bytes anywhere
+    if kind in ("bmp", "tiff"):  # hash all bytes: two uncompressed images can differ in a few bytes
         with os.fdopen(os.dup(descriptor), "rb") as file:
             file.seek(0)
             return hashlib.file_digest(file, "sha256").digest()
@@ -156,12 +156,12 @@ def _kind(head: bytes) -> str:
 def _orientation(kind: str, head: bytes, descriptor: int, size: int, path: str) -> tuple[bool, bool]:
     """Return whether every library can certainly read the image, and whether EXIF rotates the image.
 
-    Only rotations by 90 or 270 degrees count. If the first value is False, the training reads the image.
+    Only rotations by 90 or 270 degrees count. If the first value is False, the training reads the size from the image.
     """
     match kind:
         case "jpeg":
             _, frame = jpeg_segment(head, descriptor, size, JPEG_FRAMES)
-            # only baseline and progressive JPEGs with 8 bits and one image are certainly readable
+            # only baseline, extended and progressive JPEGs with 8 bits and one image are certainly readable
             if frame[1] not in (0xC0, 0xC1, 0xC2) or frame[4] != 8 or b"MPF\0" in head:
                 return False, False
             scan, _ = jpeg_segment(head, descriptor, size, JPEG_SCAN)

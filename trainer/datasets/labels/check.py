@@ -20,7 +20,7 @@ from trainer.datasets.findings import MAX_EXAMPLES, Report
 from trainer.datasets.labels.convert import Shape, rewritten
 from trainer.datasets.labels.parse import Rows, chunks, flat, parse, repeated
 
-MAX_LABEL_BYTES = 16 << 20  # bytes; 3,000 polygons of 500 corners
+MAX_LABEL_BYTES = 16 << 20  # bytes; about 1,800 polygons of 500 corners with 6 decimals
 ROUNDING = 0.01  # a coordinate outside 0…1 by at most this value is a rounding error
 PIXELS = 2.0  # a coordinate above this value is in pixels, not normalized
 

@@ -1,4 +1,4 @@
-"""Parse label text of any style into rows of numbers, many files together."""
+"""Parse label texts into rows of numbers, many files together."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _layout(texts: Sequence[bytes]) -> tuple[bytes, Rows] | None:
 
 
 def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple[Rows, NDArray[np.bool_]]:
-    """Return the rows of label texts, and a mask of the texts that Ultralytics would parse differently.
+    """Return the rows of label texts, and a mask of the texts that Ultralytics would parse to other rows.
 
     A row with a value that is not a number is skipped and reported as an error. `names[i]` is the name of text i.
     """
@@ -68,7 +68,7 @@ def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple
 
 
 def _rows(texts: Sequence[bytes]) -> Rows | None:
-    """Return the rows of plain texts, or None if a text is not plain or has a value that is not a number."""
+    """Return the rows of texts. Return None for characters outside `_PLAIN` or a value that is not a number."""
     layout = _layout(texts)
     if layout is None:
         return None
@@ -87,7 +87,7 @@ def starts(cols: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _numeric(text: bytes, name: str, report: Report) -> bytes:
-    """Return the text with plain numbers. A line with a value that is not a number becomes empty and is reported."""
+    """Return the text with numbers as Python writes them. A line with a value that is not a number becomes empty."""
     lines = text.splitlines()
     for place, line in enumerate(lines):
         numbers = [_number(token) for token in line.split()]
@@ -134,7 +134,7 @@ def is_polygon(columns: int) -> bool:
 
 
 def plain(text: bytes) -> bytes:
-    """Return label text without byte order mark, and with spaces in place of commas and semicolons."""
+    """Return label text without a byte order mark, and with spaces in place of commas and semicolons."""
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = text.decode("utf-16", errors="replace").encode("ascii", errors="replace")
     elif text.startswith(b"\xef\xbb\xbf"):
@@ -145,7 +145,7 @@ def plain(text: bytes) -> bytes:
 
 
 def class_numbers(texts: Sequence[bytes]) -> set[int]:
-    """Return every class number at the start of a row. Other text is ignored here; `check` reports it as an error."""
+    """Return all class numbers at the start of a row. Other text is ignored here; `check` reports it as an error."""
     found: set[bytes] = set()
     for text in texts:
         found.update(line.split(None, 1)[0] for line in plain(text).splitlines() if line.strip())

@@ -27,11 +27,10 @@ from trainer.datasets.source.tar_stream import CHUNK, Counted, StrictTarInfo, Xz
 from trainer.datasets.untrusted import Limits, safe_name
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-RATIO_FROM = (
-    64 << 20
-)  # extracted bytes; the ratio of smaller archives is not checked, because small texts compress well
+# extracted bytes; the ratio of smaller archives is not checked, because small texts compress well
+RATIO_FROM = 64 << 20
 ZIP_INDEX = 64 << 20  # bytes of the central directory of a zip, which zipfile reads into memory
-# LZMA is excluded, because its memory is not limited
+# LZMA is excluded, because zipfile does not limit its memory
 _ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
 
 _ALLOWED = "only regular files and folders are allowed"
@@ -63,7 +62,7 @@ def extract(
     on_total: Callable[[int], object] = lambda _: None,
     on_bytes: Callable[[int], object] = lambda _: None,
 ) -> Extraction:
-    """Extract the `wanted` members into the new folder `into`. On an error the caller removes the folder.
+    """Extract the `wanted` members into the new folder `into`. On an error, the caller removes the folder.
 
     `name` is the name of the archive in messages. The names of all members are checked, wanted or not. `on_total` is
     called with the declared total size of a zip before the first write. `on_bytes` is called with the size of each
@@ -100,7 +99,7 @@ class Extraction:
     files: int = 0
     extracted_bytes: int = 0
     members: int = 0
-    spellings: dict[str, str] = field(default_factory=dict)
+    spellings: dict[str, str] = field(default_factory=dict)  # lowercase path → path of the first member
     report: Report = field(default_factory=Report)
 
     def fail(self, why: str) -> NoReturn:
@@ -139,14 +138,14 @@ class Extraction:
             magic = raw.read(2)
             raw.seek(0)
             stream = Counted(opener[magic](raw) if magic in opener else raw, self._count)  # type: ignore[operator]
-            # a stream stops a decompression bomb early, and nothing is read twice
+            # with a stream, a decompression bomb is stopped early, and nothing is read twice
             with tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictTarInfo) as opened:  # type: ignore[call-overload]
                 for member in opened:
                     path = self._check_tar(member)
                     source = opened.extractfile(member) if path is not None else None
                     if source is not None and path is not None:
                         self._write(source, path)
-            while stream.read(CHUNK):  # the checksum is compared at the end
+            while stream.read(CHUNK):  # read to the end, where the checksum is compared
                 self.stop.raise_if_set()
 
     def _check_zip(self, info: zipfile.ZipInfo) -> str | None:
@@ -191,14 +190,14 @@ class Extraction:
         target.chmod(0o444)
         self.files += 1
 
-    def _count(self, unpacked: int) -> None:
+    def _count(self, extracted: int) -> None:
         self.stop.raise_if_set()
-        self._within(unpacked)
+        self._within(extracted)
 
-    def _within(self, unpacked: int) -> None:
-        if unpacked > self.limits.bytes:
+    def _within(self, extracted: int) -> None:
+        if extracted > self.limits.bytes:
             self.fail(f"expands to more than {self.limits.bytes / 2**20:,.0f} MiB, which is the limit")
-        if unpacked > RATIO_FROM and unpacked > max(1, self.archive.stat().st_size) * self.limits.ratio:
+        if extracted > RATIO_FROM and extracted > max(1, self.archive.stat().st_size) * self.limits.ratio:
             self.fail(f"expands to more than {self.limits.ratio:g} times its size, which is the limit")
 
 

@@ -35,7 +35,7 @@ class ArchiveTrees:
         tree = self.cache.get_tree(_tree(identity))
         fetched = read_tree(tree) if tree is not None else None
         if tree is not None and fetched is None:
-            self.cache.drop_tree(_tree(identity))
+            self.cache.remove_tree(_tree(identity))
         return fetched
 
     def mark_in_use(self, user: Path, identity: str) -> None:
@@ -43,7 +43,10 @@ class ArchiveTrees:
         self.cache.mark_in_use(user, [_tree(identity)])
 
     def extracted(self, identity: str, transfer: Transfer, archive: Archive, name: str) -> Fetched:
-        """Return the tree of an archive, marked as in use. `archive` is called if the archive must be extracted."""
+        """Return the tree of an archive, marked as in use.
+
+        `archive` returns a context with the archive file. It is called only if the cache does not have the tree.
+        """
         self.mark_in_use(transfer.staging, identity)
         known = self.get(identity)
         if known is not None:
@@ -70,7 +73,7 @@ class ArchiveTrees:
         return made
 
     def _growth_checks(self, tree: Path) -> Callable[[int], None]:
-        """Return a function to call with the size of each piece that is written into the tree."""
+        """Return a function that counts the bytes written into the tree, checks the free space, and syncs the tree."""
         room, unsynced = room_check(self.cache), EveryBytes(SYNC_STEP, lambda: sync_below(tree))
 
         def count(more: int) -> None:

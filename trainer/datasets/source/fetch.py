@@ -43,7 +43,7 @@ MAX_SYNCS = 3  # attempts to download a dataset that changes during its download
 class Fetcher:
     """Fetches datasets to local disk through the content cache.
 
-    Without a `store`, `storage:` datasets raise `Misconfigured`.
+    Without a `store`, `fetch` raises `Misconfigured` for `storage:` datasets.
     """
 
     roots: Roots
@@ -130,7 +130,7 @@ class Fetcher:
             return self._cached(info)
 
         def listed_again() -> Manifest:
-            # the YAML itself may have been edited
+            # the YAML itself can have changed, too
             now = self._objects.stat(found.ref) if isinstance(found, ObjectInfo) else found
             return take_manifest(self._objects, now, download)
 
@@ -147,7 +147,7 @@ class Fetcher:
             changed, manifest = difference(manifest.objects, again.objects), again
         raise DatasetError(
             f"The dataset {shown(f'{manifest.bucket}/{manifest.folder}')} was edited during {MAX_SYNCS} downloads "
-            f"(last {shown(changed)}). Requeue the run when the upload is finished.",
+            f"(last change: {shown(changed)}). Requeue the run when the upload is finished.",
         )
 
     def _download(self, manifest: Manifest, transfer: Transfer) -> bool:
@@ -183,7 +183,9 @@ class Fetcher:
             self._objects.download(info.ref, path, stop, expected=info, on_bytes=meter.count)
             size = path.stat().st_size
             if size != info.bytes:
-                raise DatasetError(f"{shown(info.ref.key)} arrived with {size} of {info.bytes} bytes. Upload it again.")
+                raise DatasetError(
+                    f"The download of {shown(info.ref.key)} has {size} of {info.bytes} bytes. Upload the object again."
+                )
             yield path
 
     def _from_web(self, ref: HttpRef, transfer: Transfer) -> Fetched:

@@ -1,4 +1,4 @@
-"""List the stored objects of a dataset, before the first byte is downloaded."""
+"""List the stored objects of a dataset before they are downloaded."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def locate(store: ObjectStore, ref: ObjectRef, datasets_bucket: str) -> ObjectIn
 def take_manifest(
     store: ObjectStore, found: ObjectInfo | ObjectRef, download: Callable[[ObjectInfo], Path]
 ) -> Manifest:
-    """List the objects of a located dataset: a whole folder, or the parts that a YAML needs.
+    """List the objects of a located dataset: a whole folder, or the folders that a YAML needs.
 
-    `download` fetches an object and returns its file. `download` is called for a YAML.
+    `download` fetches an object and returns its file. It is called only for a YAML.
     Raises `DatasetError` for unsafe names, and for empty objects other than .txt files.
     """
     if isinstance(found, ObjectRef):

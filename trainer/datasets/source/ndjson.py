@@ -18,7 +18,7 @@ from trainer.datasets.untrusted import Limits, safe_name
 SUFFIXES = frozenset({"ndjson", "jsonl"})
 MAX_LINE_BYTES = 16 << 20  # bytes
 MAX_RECORDS = 5_000_000
-MAX_NUMBER = 10**9  # larger class ids and coordinates are refused
+MAX_NUMBER = 10**9  # larger class ids and coordinates are rejected
 SPLITS = ("train", "val", "test")
 _ROWS = {  # keys of the labels, by task; if these keys are missing, another key is used
     Task.DETECT: ("boxes", "bboxes"),
@@ -43,7 +43,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """An export. `yaml` is the YAML of the dataset, or None for classification. `folder` has images without a URL."""
+    """An export. `yaml`: the YAML of the dataset, or None for classification. `folder` has the images without a URL."""
 
     yaml: dict[str, Any] | None
     records: list[Record]
@@ -167,7 +167,7 @@ def _class_names(head: dict[str, Any], where: str) -> dict[int, str]:
     )
     names = {int(key): value for key, value in pairs if str(key).isdecimal() and len(str(key)) < 7}
     if len(names) != len(pairs) or not all(isinstance(value, str) for value in names.values()):
-        raise DatasetError(f"{where}: class_names must map class numbers to names.")
+        raise DatasetError(f"{where}: class_names must be a list of names, or map class numbers to names.")
     return names
 
 

@@ -29,7 +29,7 @@ from trainer.remote.web import Downloaded, GuardedClient
 
 MAX_TEXT_BYTES = 256 << 20  # bytes of a list, a YAML or an NDJSON file
 MAX_IMAGE_BYTES = 1 << 30  # bytes
-MAX_SECONDS = 900.0  # limit for one image, label file or list
+MAX_SECONDS = 900.0  # for the download of one image, label file or list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class WebSource:
     concurrency: int
 
     def from_yaml(self, url: str, file: Path, transfer: Transfer) -> None:
-        """Put the YAML `file` of `url` into the staging folder as data.yaml, and fetch the images in its lists."""
+        """Put the YAML `file` of `url` into the staging folder as data.yaml, and fetch its images and labels."""
         data = read_data_yaml(load_yaml(file, Report()), Report())
         if not data.splits:
             raise DatasetError(f"data_yaml: the YAML at {shown_url(url)} has no train: and val:.")
@@ -150,7 +150,7 @@ class WebSource:
                 return
             if not got.bytes and not may_be_empty:
                 raise DatasetError(f"{shown_url(url)} is empty. Upload the file again.")
-            link_tree([(place, path)], staging)  # after `put`, the cache can evict the file immediately
+            link_tree([(place, path)], staging)  # before `put`: later, the cache can evict the file at any time
             put(content_identity(got), path)
         self.cache.require_free(0)
 
@@ -174,7 +174,7 @@ def content_identity(got: Downloaded) -> str:
 
 
 def web_identity(url: str, etag: str, size: int) -> str:
-    """Return the identity of content with a strong ETag. The query of the URL is ignored: signatures change."""
+    """Return the identity of content with a strong ETag. The query of the URL is ignored, because signatures change."""
     return f"web\n{shown_url(url)}\n{etag}\n{size}"
 
 

@@ -47,7 +47,7 @@ def build(
 
 
 def _scaled_down(samples: Sequence[Sample], imgsz: int) -> dict[str, str]:
-    """Return the images that the training scales down, as place → identity of the file."""
+    """Return the identities of the images that the training scales down, by place. Copied images are left out."""
     found = {}
     for sample in samples:
         fact = sample.facts

@@ -14,7 +14,7 @@ from trainer.datasets.checks.check import Checked
 from trainer.datasets.samples import SPLITS, Sample
 
 CELL = 320  # pixels, width and height
-CAPTION = 20
+CAPTION = 20  # pixels, height
 COLUMNS = 5
 FONT = ImageFont.load_default(13)
 MAX_CELLS = 30

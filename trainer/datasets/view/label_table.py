@@ -1,4 +1,4 @@
-"""Write the labels of a view also as numbers, so that the training does not read label files and image headers.
+"""Write the labels of a view as arrays, too, so that the training does not read label files and image headers.
 
 labels/{train,val,test}.npz, beside the folders of label files, has these arrays for the n images of the split:
 
@@ -19,7 +19,7 @@ from trainer.datasets.checks.statistics import split_numbers
 from trainer.datasets.labels.check import LabelRows
 from trainer.datasets.labels.parse import starts
 from trainer.datasets.samples import SPLITS, Sample
-from trainer.datasets.view.links import written
+from trainer.datasets.view.links import view_errors
 
 
 def write_label_tables(view: Path, samples: Sequence[Sample], rows: LabelRows) -> None:
@@ -35,7 +35,7 @@ def write_label_tables(view: Path, samples: Sequence[Sample], rows: LabelRows) -
         if not len(images):
             continue
         names = "\n".join(samples[image].place.rpartition("/")[2] for image in images.tolist())
-        with written():
+        with view_errors():
             np.savez(
                 view / "labels" / f"{split}.npz",
                 names=np.frombuffer(names.encode("utf-8", "surrogateescape"), np.uint8),

@@ -36,7 +36,7 @@ CHECK_EVERY = 512  # number of files between two checks of the stop signal
 
 def new_view(view: Path) -> None:
     """Create the folder of a view. Raises `MachineFailed` if the folder exists or cannot be created."""
-    with written():
+    with view_errors():
         view.mkdir(parents=True)
 
 
@@ -59,7 +59,7 @@ def write_view(view: Path, samples: Sequence[Sample], stop: StopSignal, empty: I
 
     Raises `MachineFailed` for errors of the disk, `DatasetError` if an image no longer exists, or `Stopped`.
     """
-    with written():
+    with view_errors():
         for folder in empty:
             (view / folder).mkdir(parents=True, exist_ok=True)
         by_folder: dict[str, list[Sample]] = {}
@@ -94,7 +94,7 @@ def write_data_yaml(
     if flip_idx:
         data["flip_idx"] = list(flip_idx)
     path = view / "data.yaml"
-    with written():
+    with view_errors():
         path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return path
 
@@ -139,7 +139,7 @@ def _safe(stem: str) -> str:
     return f"_{stem.lstrip('.-')}" if stem[:1] in (".", "-", "") else stem
 
 
-def written() -> AbstractContextManager[None]:
+def view_errors() -> AbstractContextManager[None]:
     """Turn errors of the disk into `MachineFailed`."""
     return disk_errors(
         lambda error: f"The dataset view cannot be written: {error.strerror} ({printable(str(error.filename))})."
