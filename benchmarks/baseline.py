@@ -1,6 +1,6 @@
 """Run a plain training script, for comparison: `python -m benchmarks.baseline '[{"epochs": 1, …}, …]'`.
 
-It trains once for each object of arguments and prints the time at which the model starts to load.
+For each JSON object of arguments, the script prints the time at which the model starts to load, and trains once.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Measure how long a claim takes with 32 workers on a table of 1,000,000 finished runs: `python -m benchmarks.claim [--tiny]`.
+"""Measure the time of a claim with 32 workers and 1,000,000 finished runs: `python -m benchmarks.claim [--tiny]`.
 
-First, pgbench measures the function only in the database. Then 32 workers claim through PostgREST and our adapter: with
-one claim per second and worker, and without pauses. One claim per second is ten times the default rate of a worker. All
-processes share the cores of this machine.
+First, pgbench calls the claim function directly in the database. Then 32 workers claim runs through PostgREST and our
+adapter: first with one claim per second and worker, then without pauses. One claim per second is ten times the default
+rate of a worker. All processes share the cores of this host.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def in_database(stack: Stack, workers: int, claims: int) -> list[float]:
 
 @contextlib.contextmanager
 def adapters(stack: Stack, count: int) -> Iterator[list[SupabaseQueue]]:
-    """Yield clients with an open connection, as a worker has."""
+    """Yield `count` queues. Each has an open connection, like the queue of a worker."""
     with contextlib.ExitStack() as opened:
         projects = [opened.enter_context(Project(stack.url, stack.service_key)) for _ in range(count)]
         queues = [SupabaseQueue(project) for project in projects]
@@ -100,7 +100,7 @@ def adapters(stack: Stack, count: int) -> Iterator[list[SupabaseQueue]]:
 
 
 def through_adapters(queues: list[SupabaseQueue], claims: int, every: float) -> tuple[list[float], list[str]]:
-    """Let each worker claim at a fixed pace. Return the duration of each claim and the IDs of the claimed runs."""
+    """Claim runs with each queue, once in `every` seconds. Return the seconds of each claim, and the IDs of the runs."""
     seconds: list[float] = []
     taken: list[str] = []
 

@@ -1,7 +1,8 @@
 """Measure how long it takes to validate, normalize and link N images on disk: `python -m benchmarks.datasets [N]`.
 
-The images are copies of a few JPEGs of 64 pixels. Each has its own comment, so that no two files are equal, and a label
-file of five boxes. The output is seconds and images per second, for the first and the second preparation.
+The images are copies of 8 JPEGs of 64 x 64 pixels. Each copy has a different comment, so that no two files are equal,
+and a label file with five boxes. The output is the time and the images per second of the first and the second
+preparation.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class OnDisk:
 
 
 def jpegs(count: int, size: int) -> list[bytes]:
-    """Return a few different images of coarse noise, encoded."""
+    """Return `count` different JPEGs of coarse noise."""
     rng = random.Random(0)
     result = []
     for _ in range(count):
@@ -56,7 +57,7 @@ def jpegs(count: int, size: int) -> list[bytes]:
 
 
 def make(root: Path, images: int, size: int) -> None:
-    """Write the dataset; every tenth image is in val."""
+    """Write a dataset. Every tenth image is in val."""
     rng = random.Random(1)
     pictures = jpegs(8, size)
     for split in ("train", "val"):
@@ -108,7 +109,8 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
         target="first time ≥ 10,000 images/s; unchanged dataset ≤ 2 s",
         measured=f"{images / first.seconds:,.0f} images/s ({first.cpu:.1f} s of CPU); unchanged dataset {again.seconds:.2f} s ({again.cpu:.1f} s of CPU)",
         met=images / first.seconds >= 10_000 and again.seconds <= 2.0,
-        why="unchanged dataset: the kernel needs 0.7 to 0.8 s to create 50,000 names; listing and reading the labels takes 1 s",
+        why="unchanged dataset: the kernel needs 0.7 to 0.8 s to create 50,000 links; the listing of the images and the "
+        "reading of the labels take 1 s",
     )
 
 
@@ -122,7 +124,10 @@ def main() -> None:
         help="treat the images as files of the user, which get symlinks instead of hard links",
     )
     parser.add_argument(
-        "--folder", type=Path, default=None, help="where the dataset is created; default: the temporary folder"
+        "--folder",
+        type=Path,
+        default=None,
+        help="folder in which the dataset is created; default: the folder for temporary files",
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

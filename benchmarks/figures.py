@@ -8,7 +8,7 @@ from statistics import median
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """`measured` and `peer` are texts with units. `why` explains a missed target."""
+    """One row of the table. `measured` and `peer` are texts with units. `why` explains a missed target."""
 
     what: str
     target: str
@@ -26,6 +26,6 @@ HEADER = "| figure | target | measured | compared with | |\n|---|---|---|---|---
 
 
 def middle(values: list[float], unit: str = "s", digits: int = 2) -> str:
-    """Return the median, and the range if there are several values."""
+    """Return the median as text, with the range if there are several values."""
     spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
     return f"{median(values):.{digits}f} {unit}{spread}"

@@ -1,7 +1,8 @@
 """Measure the cost of 1,000 busy workers for the database: `python -m benchmarks.heartbeats [--tiny]`.
 
-Each worker sends a heartbeat every 5 s through our adapter, PostgREST and PostgreSQL. Every second heartbeat has progress.
-Only the processor time of PostgreSQL is counted, because the clients and PostgREST run elsewhere in a real project.
+Each worker sends a heartbeat every 5 s through our adapter, PostgREST and PostgreSQL. Every second heartbeat has
+progress. Only the CPU time of PostgreSQL is counted, because the clients and PostgREST run on other hosts in a real
+project.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ def fill(stack: Stack, workers: int) -> list[Lease]:
 
 
 def processor(pid: int) -> float:
-    """Return the CPU seconds of a process and all its descendants, dead or alive."""
+    """Return the CPU seconds of a process, its living descendants and its ended children."""
     process = psutil.Process(pid)
     times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
     return sum(t.user + t.system for t in times) + times[0].children_user + times[0].children_system
 
 
 def send_heartbeats(queues: list[SupabaseQueue], leases: list[Lease], rate: float, seconds: float) -> list[float]:
-    """Send `rate` heartbeats per second for all leases in turn. Return their durations in seconds."""
+    """Send `rate` heartbeats per second for all leases in turn. Return the duration of each heartbeat in seconds."""
     progress = Progress()
     progress.expect(100)
     durations: list[float] = []

@@ -63,7 +63,7 @@ def figures(*, tiny: bool, seconds: float = 60.0) -> Iterator[Figure]:
 
 @contextmanager
 def running(home: str, **settings: str) -> Iterator[tuple[psutil.Process, float]]:
-    """Start the service without a prestarted process. Yield it and its start time."""
+    """Start the service without a prestarted process. Yield the process of the service and its start time."""
     environment = os.environ | {"TRAINER_HOME": home, "WARM_START": "0", "LOG_LEVEL": "ERROR"} | settings
     started = time.monotonic()
     service = subprocess.Popen([sys.executable, str(ROOT / "trainer_service.py")], env=environment, cwd=home)
@@ -80,7 +80,7 @@ def claims(stack: Stack) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="duration of the measurement")
+    parser.add_argument("--seconds", type=float, default=60, help="seconds of the CPU measurement with the local queue")
     parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
     options = parser.parse_args()
     for figure in figures(tiny=options.tiny, seconds=options.seconds):

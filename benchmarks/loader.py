@@ -1,7 +1,7 @@
 """Measure how fast images reach the model: `python -m benchmarks.loader [--tiny]`.
 
 Synthetic photos pass through Ultralytics' own training loader in a separate process, with and without stored pixels
-(trainer/training/speedups/pixels.py). The figures are CPU seconds, which are meaningful even on a busy machine.
+(trainer/training/speedups/pixels.py). The figures are CPU seconds, which are meaningful even on a busy host.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
 
 
 def _choice_of_cache(dataset: PreparedDataset, home: Path, imgsz: int, baseline: Epoch, stored: Epoch) -> Figure:
-    """Compare the default with the values of Ultralytics' `cache`."""
+    """Compare stored pixels, the default, with `cache=ram` and `cache=disk` of Ultralytics."""
     others = {
         cache: fastest(loaded(dataset, home, imgsz=imgsz, stored=0, cache=cache)[1:]) for cache in ("ram", "disk")
     }

@@ -1,8 +1,8 @@
 """Measure the overhead of the service for a training: `python -m benchmarks.run [--tiny] [--rounds 3]`.
 
 The service and the baseline alternately train real models on the CPU. The baseline is a plain script that gives
-Ultralytics the same arguments in the same environment. `probe/` records the end of each batch. Seconds are wall time
-unless marked as CPU. On a busy machine, only the differences between neighboring measurements are meaningful.
+Ultralytics the same arguments in the same environment. `probe/` records the end time of each batch. Seconds are wall
+time unless marked as CPU. On a busy host, only the differences between neighboring measurements are meaningful.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from trainer.training.supervisor.environment import child_environment, private_f
 
 PROBE = Path(__file__).parent / "probe"
 MODEL = "yolo11n.yaml"
-POLL = 0.2  # seconds
-EPOCHS_BETWEEN = 3  # long enough to start the next prestarted process
+POLL = 0.2  # seconds between two polls of the service
+EPOCHS_BETWEEN = 3  # enough time for the service to start the next prestarted process
 ARGUMENTS = {"imgsz": 96, "batch": 16, "workers": 0, "seed": 0}
 
 
@@ -52,7 +52,7 @@ TINY = Size(images=10, epochs=2, rounds=1, cancels=1)
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """One training: start, end and the ends of its batches (Unix time), and its CPU seconds."""
+    """One training: its start and end and the end of each batch (Unix time), and its CPU seconds."""
 
     requested: float
     ended: float
@@ -82,12 +82,12 @@ class Baseline:
         """Train `times` times in one process."""
         runs = [self._folder / f"baseline-{self._count + n}" for n in range(times)]
         self._count += times
-        orders = [
+        arguments = [
             {"model": MODEL, "data": str(self._data), "epochs": epochs, "save_dir": str(run), "device": "cpu", **ARGUMENTS}
             for run in runs
         ]  # fmt: skip
         started, before = time.time(), os.times()
-        command = [sys.executable, "-m", "benchmarks.baseline", json.dumps(orders)]
+        command = [sys.executable, "-m", "benchmarks.baseline", json.dumps(arguments)]
         done = subprocess.run(
             command, env=self._environment, cwd=self._data.parent, capture_output=True, text=True, check=False,
         )  # fmt: skip
@@ -104,7 +104,7 @@ class Baseline:
 
 
 class OurService:
-    """The service. Before each measurement it is idle and has a prestarted process."""
+    """The service. Before each call of `train`, the service is idle and has a prestarted process."""
 
     def __init__(self, service: Service, data: Path) -> None:
         self._service, self._data = service, data
@@ -113,7 +113,7 @@ class OurService:
 
     def train(self, epochs: int, times: int = 1) -> list[Trained]:
         """Insert `times` runs at once, and wait until all are completed."""
-        self.settle()
+        self.wait_until_idle()
         before, requested = _cpu(self.process), time.time()
         ids = [self.insert(epochs) for _ in range(times)]
         ended = [self._completed(run_id) for run_id in ids]
@@ -130,8 +130,8 @@ class OurService:
     def folder(self, run_id: str) -> Path:
         return self._service.home / "runs" / f"train_{run_id}"
 
-    def settle(self) -> None:
-        """Wait until the prestarted process has imported everything and the service uses no processor time."""
+    def wait_until_idle(self) -> None:
+        """Wait until the prestarted process has imported everything and the service uses almost no CPU time."""
         quiet = 0
         while quiet < 2:
             before = _cpu(self.process, living=True)
@@ -159,7 +159,7 @@ def _cpu(process: psutil.Process, *, living: bool = False) -> float:
 
 
 def batches(run_dir: Path) -> list[float]:
-    """Return the end of each batch, in Unix time."""
+    """Return the end time of each batch, in Unix time."""
     return [float(line.split()[0]) for line in (run_dir / ".batches").read_text().splitlines()]
 
 
@@ -177,7 +177,7 @@ def both(folder: Path, size: Size) -> Iterator[tuple[Baseline, OurService]]:
 
 
 def starts(baseline: Baseline, service: OurService, rounds: int) -> Iterator[Figure]:
-    """Measure the time from the order of a run to its first batch, and the time between two runs."""
+    """Measure the time from the insert of a run to its first batch, and the time between two runs."""
     baseline.train(1)  # writes the label cache, which all measured trainings use
     first: dict[str, list[float]] = {"baseline": [], "service": []}
     gap: dict[str, list[float]] = {"baseline": [], "service": []}
@@ -207,7 +207,7 @@ def starts(baseline: Baseline, service: OurService, rounds: int) -> Iterator[Fig
 
 
 def whole(baseline: Baseline, service: OurService, size: Size) -> Iterator[Figure]:
-    """Measure a whole run, from insert to completion, and the whole plain script."""
+    """Compare the time of a whole run, from insert to completion, with the time of the whole plain script."""
     wall, cpu, training = [], [], []
     for turn in range(size.rounds):
         for trainer in (baseline, service) if turn % 2 else (service, baseline):
@@ -248,7 +248,7 @@ def cancels(service: OurService, count: int) -> Iterator[Figure]:
         target="≤ CANCEL_CHECK_INTERVAL (1 s) + 2 s",
         measured=f"{middle(seconds)}; the slowest of {count} must meet the target",
         met=max(seconds) <= 3.0,
-        why="the current batch is finished first, and batches are slow on this machine",
+        why="the current batch is finished first, and batches are slow on this host",
     )
 
 

@@ -1,8 +1,9 @@
-"""Measure the rate of transfers, compared with a plain httpx loop on the same server, and the memory for a large object.
+"""Compare the upload rate of a model with httpx and curl, and the download rate of many files with a plain httpx loop.
 
     python -m benchmarks.storage [--objects 1000] [--megabytes 200] [--tiny]
 
-The server is the stand-in of the tests on the same cores, so only the ratios are meaningful.
+The server is the stand-in for Storage (tests/storage_server.py). It uses the same cores, so only the ratios are
+meaningful.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def downloads(store: SupabaseObjectStore, url: str, folder: Path, count: int) ->
         rates = {name: [0.0] * len(THREADS) for name in kinds}
         for again in range(ROUNDS):
             for place, threads in enumerate(THREADS):
-                # both are measured alternately and the best rate counts, so that other load on the machine affects both
+                # both are measured in turn, so that other load on the host affects both; the best rate counts
                 for name in sorted(kinds, reverse=again % 2 == 0):
                     for kind in ("baseline", "ours"):
                         shutil.rmtree(folder / kind, ignore_errors=True)
@@ -103,7 +104,7 @@ def downloads(store: SupabaseObjectStore, url: str, folder: Path, count: int) ->
 
 
 def large(store: SupabaseObjectStore, url: str, folder: Path, megabytes: int) -> Figure:
-    """Upload and download a model of this size, alternately with a plain request and with curl."""
+    """Measure the upload rate of our store, httpx and curl in turn, and the download rate of our store."""
     path = folder / "best.pt"
     with path.open("wb") as out:
         for _ in range(megabytes):
@@ -132,11 +133,11 @@ def large(store: SupabaseObjectStore, url: str, folder: Path, megabytes: int) ->
     up, best = max(rates["ours"]), max(max(rates[name]) for name in peers)
     return Figure(
         what=f"upload of a {megabytes} MB model",
-        target="≥ 0.9 x the rate of the fastest other program; can resume",
-        measured=f"{up:.0f} MB/s, {up / best:.2f} x the fastest other program; +{(peak - before) / 1024:.0f} MiB of memory; download {down:.0f} MB/s",
+        target="≥ 0.9 x the rate of the fastest compared program; can resume",
+        measured=f"{up:.0f} MB/s, {up / best:.2f} x the fastest compared program; +{(peak - before) / 1024:.0f} MiB of memory; download {down:.0f} MB/s",
         peer=", ".join(f"{name} {max(rates[name]):.0f} MB/s" for name in peers),
         met=up / best >= 0.9,
-        why="the upload is 34 requests of 6 MiB, each confirmed before the next one; the other programs send one request and cannot resume",
+        why="the upload is 34 requests of 6 MiB, each confirmed before the next one; the compared programs send one request and cannot resume",
     )
 
 

@@ -1,7 +1,7 @@
 """Measure a whole training with stored pixels: `python -m benchmarks.stored_pixels [--tiny]`.
 
-The training runs three times: as the baseline, in our training process before any pixels are stored, and in our training
-process with the pixels that were stored before.
+The training runs three times: as the baseline, in our training process before any pixels are stored, and in our
+training process with the stored pixels of the second run.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Trained:
 def train_baseline(dataset: PreparedDataset, home: Path, imgsz: int, epochs: int) -> Trained:
     """Train with a plain script that gives Ultralytics the same arguments."""
     run = home / "baseline"
-    order = {
+    training = {
         "model": MODEL,
         "data": str(dataset.data),
         "save_dir": str(run),
@@ -59,7 +59,7 @@ def train_baseline(dataset: PreparedDataset, home: Path, imgsz: int, epochs: int
     }
 
     def train() -> None:
-        command = [sys.executable, "-m", "benchmarks.baseline", json.dumps([order])]
+        command = [sys.executable, "-m", "benchmarks.baseline", json.dumps([training])]
         subprocess.run(command, env=environment(home), capture_output=True, check=True)
 
     return _timed(train, run)
@@ -93,7 +93,7 @@ def _timed(train, run: Path) -> Trained:  # noqa: ANN001
 
 
 def _weights(path: Path) -> str:
-    """Return the hash of only the weights, because the file also contains a time and paths."""
+    """Return the hash of the weights. The other content of the file, for example a time and paths, is omitted."""
     with zipfile.ZipFile(path) as archive:
         numbers = sorted(name for name in archive.namelist() if re.search(r"/data/\d+$", name))
         return hashlib.sha256(b"".join(archive.read(name) for name in numbers)).hexdigest()

@@ -1,13 +1,14 @@
 """Measure three downloads of a dataset (first, without changes, after changes): `python -m benchmarks.sync [--tiny]`.
 
-5,000 objects of 50 KB are on the stand-in server of the tests, on the same cores. The comparison is a plain httpx loop
-and, if installed, aria2 and rclone. rclone sends one GET for each object and no HEAD before it. Each program gets a list
-of the keys and its best number of connections. No program waits for the disk: the others do not call fsync, and in
-memory our fsync takes no time. On ext4, our fsync takes 0.3 s for 5,000 objects of 50 KB, and the renames take another
-0.3 s.
+5,000 objects of 50 KB are on the stand-in for Storage (tests/storage_server.py), which uses the same cores. The
+compared programs are a plain httpx loop and, if installed, aria2 and rclone. rclone sends one GET for each object and
+no HEAD before it. Each program gets a list of the keys and its best number of connections.
 
-All files are in memory if the memory is large enough, because on ext4 a new file costs 0.02 ms or 0.7 ms, depending on how many files
-were removed in the minutes before. Every round removes thousands of files.
+No program waits for the disk: the compared programs do not call fsync, and in memory our fsync takes no time. On ext4,
+our fsync takes 0.3 s for 5,000 objects of 50 KB, and the renames take another 0.3 s.
+
+All files are in memory if the memory is large enough. On ext4, a new file takes 0.02 ms or 0.7 ms, depending on how
+many files were removed in the minutes before. Every round removes thousands of files.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ MEMORY = Path("/dev/shm")
 
 WHY = (
     "aria2 and rclone are compiled and compare no checksums; our CPU time per object, in one thread: httpx 0.29 ms, "
-    "md5 0.07 ms, file 0.04 ms, resume and checks 0.15 ms, cache entry 0.07 ms; the rest of the time: threads wait "
-    "for one interpreter, the listing before and after, and the links"
+    "md5 0.07 ms, file 0.04 ms, resume and checks 0.15 ms, cache entry 0.07 ms; the rest is waiting for the "
+    "lock of the Python interpreter, the listings before and after the downloads, and the links"
 )
 
 
 class CountedStore(SupabaseObjectStore):
-    """Counts downloads."""
+    """A store that counts the downloaded objects and bytes."""
 
     downloads = 0
     received = 0
@@ -62,13 +63,13 @@ class CountedStore(SupabaseObjectStore):
         return info
 
     def counted(self) -> tuple[int, int]:
-        """Return the objects and bytes since the last call."""
+        """Return the number of objects and bytes since the last call."""
         result, self.downloads, self.received = (self.downloads, self.received), 0, 0
         return result
 
 
 class Dataset:
-    """The objects and our store."""
+    """A dataset in our store, with one method for each program that downloads the dataset."""
 
     def __init__(self, folder: Path, store: CountedStore, web: GuardedClient, count: int) -> None:
         self._folder, self._store, self._web = folder, store, web
@@ -179,7 +180,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
             peers |= {name: call for name, (program, call) in installed.items() if shutil.which(program)}
             took: dict[str, list[float]] = {name: [] for name in ("ours", *peers)}
             cpu: dict[str, list[float]] = {name: [] for name in took}
-            for number in threads * rounds:  # each program runs equally often, alternately, and its best time counts
+            for number in threads * rounds:  # the programs run in turn and equally often; the best time of each counts
                 for name, seconds in took.items():
                     before = time.process_time()
                     seconds.append(peers[name](url, number) if name in peers else dataset.fetch(keep_cache=False))
@@ -188,8 +189,8 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
             best = min(min(took[name]) for name in peers)
             yield Figure(
                 what=f"first sync of a dataset, {count:,} objects of {SIZE // 1000} KB",
-                target="≥ 0.9 x the rate of the fastest other program",
-                measured=f"{count / ours:,.0f} objects/s, {best / ours:.2f} x the fastest other program; CPU {min(cpu['ours']):.2f} ms per object",
+                target="≥ 0.9 x the rate of the fastest compared program",
+                measured=f"{count / ours:,.0f} objects/s, {best / ours:.2f} x the fastest compared program; CPU {min(cpu['ours']):.2f} ms per object",
                 peer=", ".join(f"{name} {count / min(took[name]):,.0f} objects/s" for name in peers)
                 + f"; CPU of the httpx loop {min(cpu['httpx loop']):.2f} ms per object",
                 met=best / ours >= 0.9,

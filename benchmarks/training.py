@@ -37,7 +37,7 @@ REPEATS = 3
 
 
 def first_batch(dataset: PreparedDataset, folder: Path, repeats: int, *, warm: bool) -> tuple[list[float], int]:
-    """Return the seconds from the order to the first batch, and the memory of the largest process in MiB."""
+    """Return the seconds from the call of `train` to the first batch, and the memory of the largest process in MiB."""
     trainer = ChildTrainer(environment=os.environ, home=folder / "home", weights=folder / "weights", warm_start=warm)
     seconds, peak = [], 0
     for repeat in range(repeats):
@@ -60,7 +60,7 @@ def first_batch(dataset: PreparedDataset, folder: Path, repeats: int, *, warm: b
 
 
 def cancel(dataset: PreparedDataset, folder: Path, repeats: int) -> list[float]:
-    """Return the seconds from a cancel during training until no process is left."""
+    """Return the seconds from a cancel during the training until no process is left."""
     trainer = ChildTrainer(environment=os.environ, home=folder / "home", weights=folder / "weights")
     seconds = []
     for repeat in range(repeats):
@@ -79,7 +79,7 @@ def cancel(dataset: PreparedDataset, folder: Path, repeats: int) -> list[float]:
 
 
 def batch_callback(dataset: PreparedDataset, folder: Path, batches: int) -> float:
-    """Return the microseconds that our callback adds to a batch while the events are read."""
+    """Return the microseconds that our callback adds to a batch, if the event pipe never blocks."""
     before = dict(os.environ)
     os.environ |= child_environment(before, private_folder(folder, folder), folder, devices=())
     import torch
@@ -103,7 +103,7 @@ def batch_callback(dataset: PreparedDataset, folder: Path, batches: int) -> floa
 
 
 def checkpoint(folder: Path, mebibytes: int) -> list[float]:
-    """Return the milliseconds for which a training waits while a state of this size is copied."""
+    """Return the milliseconds that a training waits while a checkpoint of this size is copied."""
     import zipfile
 
     state = folder / "last.pt"
@@ -122,7 +122,7 @@ def checkpoint(folder: Path, mebibytes: int) -> list[float]:
 
 
 def _wait_until_idle() -> None:
-    """Wait until the prestarted process has imported everything and uses no processor time."""
+    """Wait until the prestarted process has imported everything and uses no CPU time."""
     prestarted = max(psutil.Process().children(recursive=True), key=lambda process: process.create_time())
     before = -1.0
     while (now := prestarted.cpu_times().user) != before:
@@ -141,7 +141,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
         small, large = (checkpoint(folder, size) for size in (26, 50 if tiny else 300))
         batch = batch_callback(dataset, folder, 1_000 if tiny else 200_000)
     yield Figure(
-        what="time from the training order to the first batch, with a prestarted process",
+        what="time from the call of `train` to the first batch, with a prestarted process",
         target="≤ 2.5 s",
         measured=middle(warm),
         met=median(warm) <= 2.5,
@@ -161,7 +161,9 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
         met=median(small) <= 250,
         peer=f"{middle(large, 'ms', 0)} for a large checkpoint",
     )
-    yield Figure(what="training process", target="≤ 1200 MiB", measured=f"{memory} MiB", met=memory <= 1200)
+    yield Figure(
+        what="memory of the training process", target="≤ 1200 MiB", measured=f"{memory} MiB", met=memory <= 1200
+    )
 
 
 def main() -> None:

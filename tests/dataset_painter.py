@@ -1,4 +1,4 @@
-"""Make small labeled datasets, identical on every machine. Each image has one bright square or disc on gray noise."""
+"""Make small labeled datasets, identical on every host. Each image has one bright square or disc on gray noise."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class StorageState:
             self.faults.append(Fault(kind, on, times, **details))
             return self.faults[-1]
 
-    def settled(self) -> int:
+    def sent_when_idle(self) -> int:
         """Return `sent` after all responses have ended, including responses to disconnected clients."""
         with self.idle:
             assert self.idle.wait_for(lambda: self.busy == 0, 30)

@@ -12,7 +12,7 @@ from tests.supabase_stack import running_stack
 from trainer.jobs.supabase import SupabaseQueue
 from trainer.remote.supabase import CallLimits, Project
 
-# the servers run on this machine, which can be busy
+# the servers run on this host, which can be busy
 LIMITS = CallLimits(connect=5.0, read=30.0, total=60.0)
 
 
@@ -41,7 +41,7 @@ def supabase_lab(supabase):
 
 
 class SupabaseLab:
-    """A queue in an empty project, and the web app, which uses plain REST."""
+    """A queue in an empty project, with functions that change rows as the web app does, over REST."""
 
     def __init__(self, stack) -> None:
         self.stack = stack

@@ -1,4 +1,4 @@
-"""A small Supabase on this machine: real PostgreSQL, real PostgREST, and a gateway with one URL for both.
+"""A small Supabase on this host: real PostgreSQL, real PostgREST, and a gateway with one URL for both.
 
 The tests, the benchmarks and `make supabase-demo` use it. All servers listen on 127.0.0.1 and keep their files in one
 folder.
@@ -57,7 +57,7 @@ def postgrest_binary() -> Path:
 
 
 class PostgREST:
-    """The REST server over one database."""
+    """The REST server for one database."""
 
     def __init__(self, folder: Path, database_port: int, database: str = "app") -> None:
         self.binary = postgrest_binary()

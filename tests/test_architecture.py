@@ -81,6 +81,7 @@ HOMES = {
     "pynvml": {"host.py"},
     "prometheus_client": {"reporting"},
 }
+# modules that may catch every exception
 ERROR_BOUNDARIES = {
     "worker/error_boundary.py",
     "reporting/background.py",

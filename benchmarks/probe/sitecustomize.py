@@ -1,6 +1,7 @@
-"""Record the end of each batch of a training in the file `.batches` of the run folder.
+"""Record the end time of each batch of a training in the file `.batches` of the run folder.
 
-The folder of this file must be on the PYTHONPATH of the training. Each line is `seconds pid`. The service and the baseline are measured in the same way.
+Each line is `seconds pid`, in Unix time. The folder of this file must be on the PYTHONPATH of the training. The service
+and the baseline are measured in the same way.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class QueueAndTable(Queue, RunTable, Protocol):
 
 
 class QueueLab(Protocol):
-    """A queue on an empty database, and changes that other programs make to it."""
+    """A queue on an empty database, with functions that change the database as other programs do."""
 
     queue: QueueAndTable
 

@@ -44,7 +44,7 @@ def wants_cancel(row):
 
 
 def shows(row, lease, outcome):
-    """Return whether the row shows this outcome. If it does, a repeated call is accepted."""
+    """Return whether the row shows this outcome, so that the queue accepts a repeated call."""
     if row is None or row["claim_id"] != lease.claim_id:
         return False
     also = {"retry": {"failed", "canceled"}, "unhealthy host": {"failed", "canceled"}, "interrupted": {"canceled"}}.get(
@@ -60,7 +60,7 @@ class Invariants:
         self.lab = lab
         self.queue = lab.queue
         self.runs = []  # ids of all rows
-        self.attempts = {}  # (run, attempt) → its claim
+        self.attempts = {}  # (run, attempt) → its claim ID
 
     def assert_untouched(self, before, after, lease, stored):
         """I5: a call without a valid lease changes nothing."""
@@ -77,7 +77,7 @@ class Invariants:
 
     def check(self, before, after, *, by_app=False):
         claims = [row["claim_id"] for row in after.values() if row["claim_id"]]
-        assert len(claims) == len(set(claims)), "I1: no claim holds two runs"
+        assert len(claims) == len(set(claims)), "I1: two runs have the same claim ID"
         assert set(before) == set(after)
         for run_id, new in after.items():
             self.check_row(before[run_id], new, by_app=by_app)

@@ -68,7 +68,7 @@ def test_download_replaces_file(store, put, tmp_path):
     assert fetch(store, put("a.txt", b"new"), tmp_path / "a") == b"new"
 
 
-def test_accepted_names_are_stored_unchanged(store, put, tmp_path):
+def test_keys_with_special_characters_are_stored_unchanged(store, put, tmp_path):
     for index, name in enumerate(ODD_NAMES):
         assert fetch(store, put(f"odd/{name}", name.encode()), tmp_path / str(index)) == name.encode()
     assert {info.ref.key for info in store.list(ObjectRef(bucket="data", key="odd"))} == {
@@ -169,7 +169,7 @@ def test_slashes_around_prefix_are_ignored(store, put, prefix):
     assert sorted(info.ref.key for info in store.list(ObjectRef(bucket="data", key=prefix))) == ["set/a", "set/b/c"]
 
 
-def test_prefix_without_objects_is_empty_and_missing_bucket_is_error(store, put):
+def test_listing_is_empty_for_unused_prefix_and_fails_for_missing_bucket(store, put):
     put("set/a", b"1")
     assert list(store.list(ObjectRef(bucket="data", key="no/such/folder"))) == []
     assert list(store.list(ObjectRef(bucket="data", key="se"))) == []

@@ -1,4 +1,4 @@
-"""The contract of every queue for workers: claims are atomic, idempotent and respect requirements."""
+"""The contract of every queue for workers: claims are atomic and idempotent, and respect the requirements of runs."""
 
 import threading
 import uuid
@@ -72,7 +72,7 @@ def test_peek_respects_backoff_cancel_and_requirements(queue_lab):
 
 
 def test_claim_writes_hardware_that_web_app_reads(queue_lab):
-    hardware = {"gpu_name": "H200", "gpu_memory_gb": 139.5, "cpu_model": "EPYC", "ram_gb": 128, "unheard_of": "x"}
+    hardware = {"gpu_name": "H200", "gpu_memory_gb": 139.5, "cpu_model": "EPYC", "ram_gb": 128, "unknown_column": "x"}
     queue_lab.queue.claim(Worker(id="w1", hardware=hardware), str(uuid.uuid4()), 60)
     queue_lab.queue.claim(Worker(id="w1"), str(uuid.uuid4()), 60)
     row = queue_lab.worker("w1")
@@ -109,7 +109,7 @@ def test_repeated_claim_extends_lease(queue_lab):
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_claim_repeated_after_end_of_run_returns_none(queue_lab, outcome):
+def test_claim_repeated_after_outcome_returns_none(queue_lab, outcome):
     lease = claimed(queue_lab)
     enqueue(queue_lab)
     queue_lab.queue.finish(lease, OUTCOMES[outcome], [])
@@ -141,7 +141,7 @@ def test_64_workers_claim_each_of_200_runs_once(queue_lab):
     queues = [queue_lab.another() for _ in range(64)]
     taken = []
 
-    def drain(queue, worker):
+    def claim_all(queue, worker):
         claim_id = str(uuid.uuid4())
         while True:
             try:
@@ -153,7 +153,7 @@ def test_64_workers_claim_each_of_200_runs_once(queue_lab):
             taken.append(lease.job.id)
             claim_id = str(uuid.uuid4())
 
-    side_by_side([lambda q=queue, n=n: drain(q, f"w{n}") for n, queue in enumerate(queues)])
+    side_by_side([lambda q=queue, n=n: claim_all(q, f"w{n}") for n, queue in enumerate(queues)])
     assert len(taken) == 200
     assert set(taken) == runs
 
@@ -180,7 +180,7 @@ def side_by_side(calls):
 
 
 @pytest.mark.parametrize(
-    ("configuration", "capabilities", "served"),
+    ("configuration", "capabilities", "is_claimed"),
     [
         (None, {}, True),
         ({}, {}, True),
@@ -222,11 +222,11 @@ def side_by_side(calls):
         (7, {}, True),
     ],
 )
-def test_run_is_claimed_only_by_worker_that_meets_its_requirements(queue_lab, configuration, capabilities, served):
+def test_run_is_claimed_only_by_worker_that_meets_its_requirements(queue_lab, configuration, capabilities, is_claimed):
     run_id = queue_lab.insert(configuration=configuration)
     lease = claim(queue_lab, **capabilities)
-    assert (lease is not None) == served
-    assert queue_lab.queue.get(run_id).status == ("running" if served else "queued")
+    assert (lease is not None) == is_claimed
+    assert queue_lab.queue.get(run_id).status == ("running" if is_claimed else "queued")
 
 
 def test_run_without_suitable_worker_does_not_block_other_runs(queue_lab):

@@ -63,11 +63,11 @@ def test_repeated_heartbeat_only_extends_lease(queue_lab):
     queue_lab.queue.beat(lease, *sent)
     before = queue_lab.queue.get(lease.job.id)
     assert queue_lab.queue.beat(lease, *sent) is Verdict.OK
-    assert settled(queue_lab.queue.get(lease.job.id)) == settled(before)
+    assert without_times(queue_lab.queue.get(lease.job.id)) == without_times(before)
     assert kinds(queue_lab, lease.job.id) == ["checkpoint"]
 
 
-def settled(row):
+def without_times(row):
     """Return the row without the times that every call changes."""
     return {k: v for k, v in asdict(row).items() if k not in ("updated_at", "heartbeat_at", "lease_expires_at")}
 
@@ -98,7 +98,7 @@ def test_next_attempt_gets_last_reported_epoch(queue_lab):
     queue_lab.edit(lease.job.id, lease_expires_at=ago(1))
     taken = claim(queue_lab)
     assert (taken.job.last_reported_epoch, taken.job.last_reported_attempt) == (2, 1)
-    queue_lab.queue.beat(lease, None, [event("epoch", epoch=3)])  # a rejected epoch is not part of the history
+    queue_lab.queue.beat(lease, None, [event("epoch", epoch=3)])  # the lease is lost, so this epoch is not stored
     queue_lab.queue.finish(taken, Interrupted(checkpoint=None), [event("epoch", epoch=4)])
     again = claim(queue_lab)
     assert (again.job.last_reported_epoch, again.job.last_reported_attempt) == (4, 2)

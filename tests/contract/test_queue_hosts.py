@@ -13,7 +13,7 @@ KILLED = Retry(message="The training process was killed.")
 
 
 def fail(lab, run_id, worker, outcome=UNHEALTHY):
-    """End the backoff of the run, let `worker` claim it and fail it."""
+    """End the backoff of the run, let `worker` claim the run and report `outcome`. Return the row."""
     lab.edit(run_id, not_before=None)
     lease = claim(lab, worker)
     assert lease.job.id == run_id
@@ -109,14 +109,14 @@ def test_worker_on_failed_host_gets_run_later_than_other_workers(queue_lab):
     assert claim(queue_lab, "w2").job.id == run_id
 
 
-def test_single_worker_gets_its_failed_run_again_after_extra_wait(queue_lab):
+def test_single_worker_gets_its_failed_run_after_head_start_of_others(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "w1")
     queue_lab.edit(run_id, not_before=ago(21))
     assert claim(queue_lab, "w1").job.id == run_id
 
 
-def test_lost_worker_after_host_failure_counts_as_lost_attempt(queue_lab):
+def test_expired_lease_after_host_failure_costs_another_attempt(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "w1")
     queue_lab.edit(run_id, not_before=None)
@@ -129,7 +129,7 @@ def test_lost_worker_after_host_failure_counts_as_lost_attempt(queue_lab):
 # ── health of the worker ──
 
 
-def test_worker_with_problem_is_unhealthy_and_its_last_seen_is_current(queue_lab):
+def test_reported_problem_makes_worker_unhealthy_and_updates_last_seen(queue_lab):
     worker = Worker(id="w1", hardware={"gpu_name": "H200"})
     queue_lab.queue.report(worker, "RUNS_DIR is full.")
     row = queue_lab.worker("w1")

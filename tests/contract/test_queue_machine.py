@@ -138,7 +138,7 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
             assert (row["status"], row["claim_id"], row["worker_id"]) == ("running", claim_id, worker)
             assert lease.job.attempt == row["attempt"] == before[lease.job.id]["attempt"] + 1
             epochs = [line.data["epoch"] for line in self.events_of(lease) if line.kind == "epoch"]
-            assert lease.job.last_reported_epoch == (epochs or [0])[-1], "each epoch is reported once"
+            assert lease.job.last_reported_epoch == (epochs or [0])[-1], "the lease has the last stored epoch"
             assert (row["id"], row["attempt"]) not in self.attempts, "attempt numbers are unique"
             self.attempts[row["id"], row["attempt"]] = claim_id
             self.leases.append(lease)
@@ -186,15 +186,15 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
 
     def teardown(self):
         try:
-            self.repeat_calls_of_every_worker()
+            self.send_late_calls_of_every_lease()
             self.check_that_events_belong_to_the_claim_of_their_attempt()
             self.check_that_every_run_ends_without_its_workers()
         finally:
             for run_id in self.runs:
                 self.lab.delete(run_id)
 
-    def repeat_calls_of_every_worker(self):
-        """I3 and I5: after all steps, repeat a heartbeat and every outcome with each lease."""
+    def send_late_calls_of_every_lease(self):
+        """I3 and I5: after all steps, send a heartbeat with each lease, and every outcome with each lost lease."""
         for lease in self.leases:
             self.send_beat(self.rows(), lease, {"progress": {"by": "late"}}, [self.event(lease, "phase")])
             for outcome in sorted(OUTCOMES):
@@ -208,7 +208,7 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
                     assert self.attempts[run_id, line.attempt] == line.data["claim"], "I5"
 
     def check_that_every_run_ends_without_its_workers(self):
-        """I6 and I7: no run has more attempts than allowed, after any number of claims."""
+        """I6 and I7: if every lease expires, every run ends after a limited number of claims."""
         for _ in range(3 * len(self.runs) + 2):
             self.send_claim(self.rows(), "w9", str(uuid.uuid4()))
             for row in self.rows().values():

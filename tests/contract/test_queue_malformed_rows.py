@@ -1,6 +1,6 @@
 """Malformed rows are claimed and failed like other rows, and do not block the queue.
 
-`POISON` is SQL, because the clients of the service cannot send such values.
+The values of `POISON` are SQL, because the clients of the service cannot send them.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ def poisoned(lab, **sql):
     return run_id
 
 
-def sentence_of(lease):
+def rejection_of(lease):
     with pytest.raises(BadRequest) as refused:
         plan_of(lease.job.request)
     return str(refused.value)
@@ -89,14 +89,14 @@ def test_malformed_row_is_claimed_and_fails_with_a_reason(queue_lab, poison):
     run_id, good = poisoned(queue_lab, **columns), enqueue(queue_lab)
     lease = claim(queue_lab)
     assert lease.job.id == run_id
-    sentence = sentence_of(lease)
-    assert reason in sentence
-    assert len(sentence) < 1000
+    message = rejection_of(lease)
+    assert reason in message
+    assert len(message) < 1000
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 0}}, []) is Verdict.OK
-    assert queue_lab.queue.finish(lease, Failed(message=sentence), []) is not None
+    assert queue_lab.queue.finish(lease, Failed(message=message), []) is not None
     assert claim(queue_lab).job.id == good
     row = queue_lab.queue.get(run_id)
-    assert (row.status, row.error_message) == ("failed", sentence)
+    assert (row.status, row.error_message) == ("failed", message)
     assert {row.id for row in queue_lab.queue.list(limit=5).runs} == {run_id, good}
 
 
@@ -123,8 +123,8 @@ def test_unusual_row_is_claimed_like_other_rows(queue_lab, oddity):
 
 
 @pytest.mark.parametrize("poison", [*POISON, *ODD])
-def test_expired_lease_of_malformed_row_is_settled(queue_lab, poison):
-    """A claim can settle an expired lease, regardless of the content of the other columns."""
+def test_malformed_row_with_expired_lease_is_requeued_or_failed(queue_lab, poison):
+    """A claim requeues or fails a run with an expired lease, whatever the other columns contain."""
     run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
     claim(queue_lab)
     queue_lab.force(run_id, lease_expires_at="'2020-01-01T00:00:00.000000+00:00'")
@@ -170,7 +170,7 @@ def test_largest_request_is_enqueued_and_claimed(queue_lab):
     assert (lease.job.id, lease.job.request) == (run_id, request)
 
 
-def test_claim_of_unreadable_row_is_repeated_with_same_run(queue_lab):
+def test_repeated_claim_of_unreadable_row_returns_same_run(queue_lab):
     poisoned(queue_lab, run_name=f"'{'n' * 10_000_000}'")
     claim_id = str(uuid.uuid4())
     first, again = claim(queue_lab, claim_id=claim_id), claim(queue_lab, claim_id=claim_id)
@@ -178,7 +178,7 @@ def test_claim_of_unreadable_row_is_repeated_with_same_run(queue_lab):
     assert first.job.attempt == 1
 
 
-def test_unreadable_row_is_not_changed(queue_lab):
+def test_heartbeats_do_not_change_unreadable_configuration(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.force(lease.job.id, configuration=f"'{DEEP}'")
     before = queue_lab.queue.get(lease.job.id).configuration

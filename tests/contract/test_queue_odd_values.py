@@ -40,7 +40,7 @@ def test_invalid_checkpoint_column_is_ignored(queue_lab, nonsense):
     assert (lease.job.id, lease.job.checkpoint) == (run_id, None)
 
 
-def test_text_of_every_kind_is_stored_unchanged(queue_lab):
+def test_unusual_characters_are_stored_unchanged(queue_lab):
     text = "Ω 漢字 🐕 \u202e \ufeff \u200b a\u0301 \"'\\ \n\t \x7f"
     run_id = enqueue(queue_lab, name=text, data_yaml=text, configuration={text: [text]})
     lease = claim(queue_lab)

@@ -1,4 +1,4 @@
-"""The contract of every queue for workers: fenced outcomes and releases."""
+"""The contract of every queue for workers: fenced outcomes. The outcome `Interrupted` releases and requeues a run."""
 
 import pytest
 from queue_adapters import checkpoint, claim, claimed, enqueue, event, expire, key_of
@@ -127,7 +127,7 @@ def test_completed_outcome_has_priority_over_late_cancel(queue_lab):
     assert (row.status, row.trained_model_url, row.error_message) == ("completed", "https://x/best.pt", None)
 
 
-def test_failed_outcome_of_canceling_run_is_failed(queue_lab):
+def test_canceling_run_with_failed_outcome_is_failed(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.finish(lease, Failed(message="Diverged."), []) is not None
@@ -165,7 +165,7 @@ def test_finish_returns_status_of_row(queue_lab, outcome, max_attempts, status):
 
 
 @pytest.mark.parametrize("outcome", ["retry", "interrupted"])
-def test_finish_returns_canceled_for_retry_of_canceled_run(queue_lab, outcome):
+def test_finish_returns_canceled_if_canceling_run_would_be_requeued(queue_lab, outcome):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.finish(lease, OUTCOMES[outcome], []) == "canceled"

@@ -14,7 +14,7 @@ OUTCOMES = {
 
 
 def ended(lab, outcome, configuration=None):
-    """Return the lease of an ended run with a lost attempt, an epoch and all request flags."""
+    """Return the lease of an ended run with a lost attempt, a checkpoint of epoch 40 and both request flags."""
     lease = claimed(lab, configuration=configuration)
     lab.queue.finish(lease, Retry(message="The disk was full."), [event("epoch", epoch=1)])
     lab.edit(lease.job.id, not_before=None)
@@ -145,7 +145,7 @@ def test_run_with_valid_lease_cannot_be_requeued(queue_lab, status):
     ],
 )
 def test_worker_keeps_its_lease_after_app_clears_worker_columns(queue_lab, outcome, answer):
-    """An app requeues a run just after its lease expired, and clears the columns of the worker."""
+    """The app clears the columns of the worker just after the lease expired."""
     lease = claimed(queue_lab)
     expire(queue_lab, lease.job.id)
     queue_lab.edit(lease.job.id, worker_id=None, started_at=None)

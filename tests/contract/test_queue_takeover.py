@@ -9,7 +9,7 @@ DONE = Completed(results={"mAP": 0.5}, trained_model_url="https://x/best.pt")
 RETRY = Retry(message="The training process was killed.", results={"log": "tail"})
 
 
-def wake(lab, run_id):
+def end_backoff(lab, run_id):
     lab.edit(run_id, not_before=None)
 
 
@@ -18,12 +18,12 @@ def delay(row):
     return (moment(row.not_before) - moment(row.updated_at)).total_seconds()
 
 
-def vanish(lab, run_id):
-    """Let the lease of a run expire, and settle the run by a claim of another run."""
+def lose_worker(lab, run_id):
+    """Let the lease of a run expire. A claim of another run then requeues or ends the run."""
     expire(lab, run_id)
     lab.edit(run_id, priority=-1)
     blocker = lab.insert(priority=100)  # the next claim gets this run
-    assert claim(lab, "settler").job.id == blocker
+    assert claim(lab, "w9").job.id == blocker
     lab.delete(blocker)
 
 
@@ -53,7 +53,7 @@ def test_run_of_lost_worker_is_claimed_immediately(queue_lab):
 def test_expired_lease_is_recorded_as_event(queue_lab):
     lease = claimed(queue_lab, "gpu-7")
     queue_lab.queue.beat(lease, None, [event()])
-    vanish(queue_lab, lease.job.id)
+    lose_worker(queue_lab, lease.job.id)
     last = queue_lab.queue.events(lease.job.id)[-1]
     assert (last.attempt, last.kind, last.data["worker_id"]) == (1, "lease_expired", "gpu-7")
     assert last.seq >= 1_000_000
@@ -63,27 +63,27 @@ def test_expired_lease_is_recorded_as_event(queue_lab):
 def test_events_of_the_queue_have_different_seqs(queue_lab):
     lease = claimed(queue_lab)
     for _ in range(2):
-        vanish(queue_lab, lease.job.id)
+        lose_worker(queue_lab, lease.job.id)
         assert queue_lab.queue.beat(lease, None, []) is Verdict.OK
     assert events_of_queue(queue_lab, lease.job.id) == [(1, "lease_expired"), (1, "lease_expired")]
 
 
-def test_requeued_run_keeps_its_claim_until_the_next_claim(queue_lab):
+def test_requeued_run_keeps_its_claim_id_until_the_next_claim(queue_lab):
     lease = claimed(queue_lab)
-    vanish(queue_lab, lease.job.id)
+    lose_worker(queue_lab, lease.job.id)
     row = queue_lab.queue.get(lease.job.id)
     assert (row.status, row.failures) == ("queued", 1)
     assert queue_lab.rows()[lease.job.id]["claim_id"] == lease.claim_id
     assert row.lease_expires_at is not None
 
 
-def test_run_fails_after_max_attempts_lost_workers(queue_lab):
+def test_run_fails_when_expired_leases_reach_max_attempts(queue_lab):
     run_id = enqueue(queue_lab)
     for attempt in range(1, 4):
-        wake(queue_lab, run_id)
+        end_backoff(queue_lab, run_id)
         lease = claim(queue_lab, f"gpu-{attempt}")
         assert (lease.job.id, lease.job.attempt) == (run_id, attempt)
-        vanish(queue_lab, run_id)
+        lose_worker(queue_lab, run_id)
     assert claim(queue_lab) is None
     row = queue_lab.queue.get(run_id)
     assert (row.status, row.failures, row.lease_expires_at) == ("failed", 3, None)
@@ -148,7 +148,7 @@ def test_running_row_without_lease_is_requeued_after_60_s(queue_lab):
 
 def test_late_heartbeat_extends_lease_of_unclaimed_run(queue_lab):
     lease = claimed(queue_lab)
-    vanish(queue_lab, lease.job.id)
+    lose_worker(queue_lab, lease.job.id)
     assert queue_lab.queue.beat(lease, {"progress": {"epoch": 4}}, [event()]) is Verdict.OK
     row = queue_lab.queue.get(lease.job.id)
     assert (row.status, row.failures, row.not_before, row.attempt) == ("running", 0, None, 1)
@@ -160,7 +160,7 @@ def test_late_heartbeat_extends_lease_of_unclaimed_run(queue_lab):
 def test_late_heartbeat_extends_lease_during_backoff(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, failures=1)
-    vanish(queue_lab, lease.job.id)
+    lose_worker(queue_lab, lease.job.id)
     assert claim(queue_lab, "w2") is None
     assert queue_lab.queue.beat(lease, None, []) is Verdict.OK
     assert queue_lab.queue.get(lease.job.id).failures == 1
@@ -172,7 +172,7 @@ def test_late_heartbeat_extends_lease_during_backoff(queue_lab):
 )
 def test_late_outcome_of_unclaimed_run_is_accepted(queue_lab, outcome, status):
     lease = claimed(queue_lab)
-    vanish(queue_lab, lease.job.id)
+    lose_worker(queue_lab, lease.job.id)
     assert queue_lab.queue.finish(lease, outcome, [event("finished")]) is not None
     row = queue_lab.queue.get(lease.job.id)
     assert (row.status, row.lease_expires_at, row.failures) == (status, None, 0)
@@ -181,14 +181,14 @@ def test_late_outcome_of_unclaimed_run_is_accepted(queue_lab, outcome, status):
 
 def test_attempt_of_late_retry_is_counted_once(queue_lab):
     lease = claimed(queue_lab)
-    vanish(queue_lab, lease.job.id)
+    lose_worker(queue_lab, lease.job.id)
     assert queue_lab.queue.finish(lease, RETRY, []) is not None
     assert queue_lab.queue.get(lease.job.id).failures == 1
 
 
 def test_late_heartbeat_for_canceled_run_reports_lost_lease(queue_lab):
     lease = claimed(queue_lab)
-    vanish(queue_lab, lease.job.id)
+    lose_worker(queue_lab, lease.job.id)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.beat(lease, {"progress": {}}, []) is Verdict.LOST
     assert queue_lab.queue.finish(lease, DONE, []) is None
@@ -198,7 +198,7 @@ def test_late_heartbeat_for_canceled_run_reports_lost_lease(queue_lab):
 @pytest.mark.parametrize("outcome", [DONE, RETRY, Interrupted(checkpoint=None)])
 def test_outcome_of_next_worker_is_not_attributed_to_late_worker(queue_lab, outcome):
     late = claimed(queue_lab, "w1")
-    vanish(queue_lab, late.job.id)
+    lose_worker(queue_lab, late.job.id)
     assert queue_lab.queue.finish(claim(queue_lab, "w2"), outcome, []) is not None
     assert queue_lab.queue.finish(late, outcome, []) is None
 
@@ -215,7 +215,7 @@ def test_retry_requeues_run_with_backoff_and_reason(queue_lab):
     assert row.results == {"log": "tail"}
     assert delay(row) == pytest.approx(10, abs=0.5)
     assert claim(queue_lab) is None
-    wake(queue_lab, lease.job.id)
+    end_backoff(queue_lab, lease.job.id)
     assert claim(queue_lab).job.attempt == 2
     assert queue_lab.queue.get(lease.job.id).error_message is None
 
@@ -234,14 +234,14 @@ def test_backoff_doubles_up_to_600_s(queue_lab, failures, seconds):
 def test_first_retry_after_lost_worker_has_no_backoff(queue_lab, failures, seconds):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, failures=failures, max_attempts=9999)
-    vanish(queue_lab, lease.job.id)
+    lose_worker(queue_lab, lease.job.id)
     assert delay(queue_lab.queue.get(lease.job.id)) == pytest.approx(seconds, abs=0.5)
 
 
-def test_run_fails_after_max_attempts_with_last_reason(queue_lab):
+def test_run_fails_with_last_reason_when_retries_reach_max_attempts(queue_lab):
     run_id = enqueue(queue_lab)
     for _ in range(3):
-        wake(queue_lab, run_id)
+        end_backoff(queue_lab, run_id)
         lease = claim(queue_lab)
         assert queue_lab.queue.finish(lease, RETRY, []) is not None
     row = queue_lab.queue.get(run_id)
@@ -255,7 +255,7 @@ def test_run_fails_after_max_attempts_with_last_reason(queue_lab):
 def test_progress_resets_lost_attempts(queue_lab):
     run_id = enqueue(queue_lab)
     for epoch in range(1, 8):
-        wake(queue_lab, run_id)
+        end_backoff(queue_lab, run_id)
         lease = claim(queue_lab)
         assert lease.job.attempt == epoch
         assert queue_lab.queue.beat(lease, None, [checkpoint(epoch)]) is Verdict.OK
@@ -266,15 +266,15 @@ def test_progress_resets_lost_attempts(queue_lab):
 def test_repeated_epoch_is_not_progress(queue_lab):
     run_id = enqueue(queue_lab)
     for lost in range(3):
-        wake(queue_lab, run_id)
+        end_backoff(queue_lab, run_id)
         lease = claim(queue_lab)
         queue_lab.queue.beat(lease, None, [checkpoint(5)])
         assert queue_lab.queue.get(run_id).failures == lost
-        vanish(queue_lab, run_id)
+        lose_worker(queue_lab, run_id)
     assert queue_lab.queue.get(run_id).status == "failed"
 
 
-def test_progress_in_the_retry_call_counts(queue_lab):
+def test_progress_in_retry_call_resets_lost_attempts(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(lease.job.id, failures=2)
     assert queue_lab.queue.finish(lease, RETRY, [checkpoint(4, "k4")]) is not None

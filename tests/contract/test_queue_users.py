@@ -31,7 +31,7 @@ def test_new_run_has_every_documented_column(queue_lab):
 @pytest.mark.parametrize(
     "run_id", ["00000000-0000-4000-8000-000000000000", "no-uuid", "", "a\x00b", "'; drop table training_runs"]
 )
-def test_get_of_unknown_run_returns_none(queue_lab, run_id):
+def test_calls_for_unknown_run_return_nothing(queue_lab, run_id):
     enqueue(queue_lab)
     assert queue_lab.queue.get(run_id) is None
     assert queue_lab.queue.cancel(run_id) is None
@@ -117,7 +117,7 @@ def test_status_canceling_without_flag_cancels_running_run(queue_lab):
     assert queue_lab.queue.beat(lease, None, []) is Verdict.CANCEL
 
 
-def test_lease_of_run_ended_by_the_app_is_lost_and_its_message_is_kept(queue_lab):
+def test_run_ended_by_the_app_loses_its_lease_and_keeps_its_message(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.edit(
         lease.job.id, status="canceled", cancel_requested=True, canceled_at=ago(0), completed_at=ago(0),

@@ -63,7 +63,7 @@ def test_pages_have_every_run_once_even_with_equal_sort_keys(queue_lab, order):
 
 
 @pytest.mark.parametrize("order", RunOrder)
-def test_pages_have_every_run_once_for_all_times_of_other_programs(queue_lab, order):
+def test_pages_have_every_run_once_for_unusual_creation_times(queue_lab, order):
     times = ["2026-01-01T00:00:00.000001+00:00", "infinity", "10000-02-28T00:00:00+00:00"]
     times += ["yesterday", ""] if isinstance(queue_lab, SqliteLab) else ["0044-03-15T00:00:00+00:00 BC", "-infinity"]
     runs = [queue_lab.insert(created_at=time) for time in times for _ in range(2)]
@@ -74,7 +74,7 @@ def test_pages_have_every_run_once_for_all_times_of_other_programs(queue_lab, or
     assert sorted(found) == sorted(runs)
 
 
-def test_runs_inserted_between_two_pages_do_not_shift_them(queue_lab):
+def test_run_inserted_between_two_pages_does_not_shift_the_next_page(queue_lab):
     old = [queue_lab.insert(created_at=ago(seconds)) for seconds in (100, 200, 300)]
     first = queue_lab.queue.list(limit=1)
     queue_lab.insert(created_at=ago(1))
@@ -82,7 +82,7 @@ def test_runs_inserted_between_two_pages_do_not_shift_them(queue_lab):
     assert ids(queue_lab.queue.list(limit=5, after=first.next)) == old[1:]
 
 
-def test_claim_order_matches_claims(queue_lab):
+def test_runs_in_claim_order_are_listed_as_they_are_claimed(queue_lab):
     for priority, seconds in ((0, 50), (5, 10), (0, 90), (5, 20)):
         queue_lab.insert(priority=priority, created_at=ago(seconds))
 
@@ -150,13 +150,13 @@ def forged(*values):
 
 
 @pytest.mark.parametrize("time", ["yesterday", "2026-13-01T00:00:00+00:00", "", "--infinity", "\ud800", "a,b)"])
-def test_cursor_with_invalid_time_raises_no_other_error_than_bad_request(queue_lab, time):
+def test_cursor_with_invalid_time_is_accepted_or_raises_bad_request(queue_lab, time):
     enqueue(queue_lab)
     with suppress(BadRequest):
         queue_lab.queue.list(after=forged(time, str(uuid.uuid4())))
 
 
-def test_cursor_of_another_list_is_rejected(queue_lab):
+def test_malformed_cursor_and_cursor_of_another_order_are_rejected(queue_lab):
     for _ in range(2):
         enqueue(queue_lab)
     cursor = queue_lab.queue.list(limit=1).next

@@ -47,12 +47,12 @@ def test_group_and_tags_reach_row_and_worker(queue_lab):
 
 
 @pytest.mark.parametrize(
-    "labels",
+    "fields",
     [{"group": "g" * 201}, {"tags": ("t" * 101,)}, {"tags": tuple(map(str, range(51)))}],
 )
-def test_labels_over_their_limit_are_rejected(queue_lab, labels):
-    with pytest.raises(BadRequest, match=f"{next(iter(labels))}: .*longer"):
-        queue_lab.queue.enqueue(RunRequest(data_yaml="x", **labels))
+def test_group_and_tags_over_their_limit_are_rejected(queue_lab, fields):
+    with pytest.raises(BadRequest, match=f"{next(iter(fields))}: .*longer"):
+        queue_lab.queue.enqueue(RunRequest(data_yaml="x", **fields))
 
 
 def test_enqueue_with_same_id_and_request_inserts_one_run(queue_lab):

@@ -1,4 +1,4 @@
-"""Hostile datasets on disk: every case ends soon, in a clear error or in a harmless success.
+"""Prepare hostile datasets on disk. Each case must end soon, with a clear error or a harmless success.
 
 Checks after each case:
 - No file outside the view was written, and the source is unchanged.
@@ -27,7 +27,7 @@ from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetched_tree import Fetched
 from trainer.datasets.source.reference import Roots
 
-SECONDS = 20.0  # seconds of processor time for one case on a slow machine; most cases take milliseconds
+SECONDS = 20.0  # seconds of CPU time for one case on a slow host; most cases take milliseconds
 MEBIBYTES = 600  # limit for the growth of the process memory in one case
 ALLOWED_KEYS = {"path", "train", "val", "test", "nc", "names", "kpt_shape", "flip_idx"}
 USUAL = "train: images/train\nval: images/val\n"
@@ -71,7 +71,7 @@ def prepare(tmp_path: Path, entry: str = "data.yaml", task=None, split=None, is_
 
 
 def state(folder: Path) -> dict[str, str]:
-    """Return the kind, size and time of everything inside a folder, and the content of small files."""
+    """Return the mode, size and time of each entry inside a folder, and the checksum of each small file."""
     found = {}
     for place, folders, files in os.walk(folder):
         for name in [*folders, *files]:
@@ -106,7 +106,7 @@ def run(tmp_path: Path, damage: Damage, entry: str = "data.yaml", **how) -> str:
     else:
         check_view(tmp_path, result)
     assert time.process_time() - began < SECONDS
-    assert time.monotonic() - started < 5 * SECONDS  # the case does not sleep or block; a busy machine needs more time
+    assert time.monotonic() - started < 5 * SECONDS  # the case does not sleep or block; a busy host needs more time
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < MEBIBYTES << 10
     assert (state(tmp_path / "roots"), state(secrets)) == before
     assert sorted(p.name for p in tmp_path.iterdir()) in (["roots", "secrets"], ["roots", "secrets", "views"])
@@ -115,7 +115,7 @@ def run(tmp_path: Path, damage: Damage, entry: str = "data.yaml", **how) -> str:
 
 
 def check_view(tmp_path: Path, result) -> None:
-    """Check that the view has plain names, links into the source only, known YAML keys, and no file that runs code."""
+    """Check that the view has safe names, links only into the source, known YAML keys, and no file that runs code."""
     view = tmp_path / "views/run"
     json.dumps(result.summary, allow_nan=False).encode("utf-8")
     assert len(json.dumps(result.summary)) < 1 << 20

@@ -27,7 +27,7 @@ YAMLS = {
     "file URL": "train: file:///etc/passwd.txt\nval: a.jpg",
     "Python tag": "train: !!python/object/apply:os.system ['touch owned']\nval: a.jpg",
     "no splits": "names: [a]\ndownload: touch owned",
-    "only a download script": "train: images\nval: images\ndownload: |\n  import os; os.system('touch owned')",
+    "folders and a download script": "train: images\nval: images\ndownload: |\n  import os; os.system('touch owned')",
     "alias bomb": "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\ntrain: *c\nval: *c",
     "deeply nested lists": "train: " + "[" * 50_000,
     "list instead of a mapping": "- train",
@@ -73,7 +73,7 @@ EXPORTS = {
     ],
     "object as class name": [{"class_names": {"0": {}}}, {"file": "a.jpg", "split": "train"}],
     "huge class number": [{"class_names": {"9" * 30: "x"}}, {"file": "a.jpg", "split": "train"}],
-    "no head record": [{"file": "a.jpg", "split": "train"}],
+    "no record with task and class names": [{"file": "a.jpg", "split": "train"}],
     "no images": [HEAD],
     "list instead of a record": [HEAD, []],
 }
@@ -158,5 +158,5 @@ def test_stored_dataset_with_hostile_object_is_rejected(place, fetcher, make):
         "a.yaml.exe",
     ],
 )
-def test_other_files_are_not_fetched_with_dataset(name):
+def test_file_that_a_dataset_does_not_need_is_not_fetched(name):
     assert not wanted(name)

@@ -188,7 +188,7 @@ def test_symlink_is_rejected_or_stays_inside_dataset(tmp_path, case):
 
 @pytest.mark.parametrize("is_private", [True, False])
 @pytest.mark.parametrize("folder", ["images/train", "labels/train", "labels", "images"])
-def test_folder_with_symlink_to_outside_is_refused(tmp_path, folder, is_private):
+def test_folder_that_is_a_symlink_to_outside_is_rejected(tmp_path, folder, is_private):
     def damage(root: Path) -> None:
         (root / folder).rename(root / "moved")
         (root / folder).symlink_to(root.parent.parent / "secrets")
@@ -217,7 +217,7 @@ def test_symlink_loop_of_folders_is_read_in_bounded_time(tmp_path):
     assert run(tmp_path, damage) == "ok"
 
 
-def test_too_deeply_nested_folder_is_refused(tmp_path):
+def test_too_deeply_nested_folder_is_rejected(tmp_path):
     deep = "/".join(["d"] * 60)
     assert "nested more than" in run(tmp_path, lambda root: (root / "images/train" / deep).mkdir(parents=True))
 

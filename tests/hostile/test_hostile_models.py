@@ -122,7 +122,7 @@ def test_invalid_name_is_rejected_before_any_lookup(name):
     "value", [[], {}, ["yolo11n"], {"model": "/etc/passwd"}, 0, 1.5, True, "x" * 2_000_000], ids=lambda v: str(v)[:20]
 )
 def test_settings_other_than_base_model_cannot_name_a_model(value):
-    """Every other setting whose value Ultralytics would load as a model is refused or removed."""
+    """Every other setting whose value Ultralytics would load as a model is rejected or removed."""
     for key in ("model", "pretrained", "resume", "distill_model", "cfg", "weights", "base_model"):
         request = RunRequest(data_yaml="/data/data.yaml", base_model="yolo11n", configuration={key: value})
         with contextlib.suppress(BadRequest):
@@ -246,7 +246,7 @@ def upload(folder, place, content):
     ],
     ids=range(10),
 )  # fmt: skip
-def test_results_of_run_cannot_name_a_file_outside_its_prefix(place, row):
+def test_results_of_run_cannot_name_a_file_outside_the_prefix_of_the_run(place, row):
     """Every user who can write a row can also write the results of the row."""
     folder = ModelFolder(
         place / "models", store=LocalObjectStore(place / "store"), artifacts_bucket=BUCKET, run_of=lambda _: None if row is None else RunRow(id=RUN, **row), allow_download=False,
@@ -256,7 +256,7 @@ def test_results_of_run_cannot_name_a_file_outside_its_prefix(place, row):
         folder.resolve(ModelOfRun(run_id=RUN), Task.DETECT, StopSignal())
 
 
-def test_model_of_operator_is_found(folder, place):
+def test_model_in_models_folder_is_found(folder, place):
     assert (
         folder.resolve(read_model("team/good.pt", BUCKET), Task.DETECT, StopSignal())
         == place / "models" / "team" / "good.pt"

@@ -1,4 +1,4 @@
-"""Hostile dataset references: each ends in bounded time, in a clear error or a harmless success inside the root."""
+"""Hostile dataset references, addresses and responses: each is rejected in bounded time with a clear error."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 
 
 def subreapers():
-    """Return the first subreapers of trainings among the children of this process."""
+    """Return the first subreaper of each training. The first subreapers are children of this process."""
     return [child for child in psutil.Process().children() if is_subreaper(child)]
 
 
@@ -48,7 +48,7 @@ def is_subreaper(process):
 
 
 class Trained:
-    """A trainer for one of the programs, with every event and line that the program sent."""
+    """A training with one of the programs. It records every event and every line of output."""
 
     def __init__(self, tmp_path, trainer):
         self.trainer = trainer
@@ -133,7 +133,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def program(tmp_path, home):
-    """Return a function that takes the name of a program and makes a trainer for it."""
+    """Return a function that makes a `Trained` for the program with this name."""
     made = []
 
     def make(name, *arguments, environment=None, warm_start=False, **limits):

@@ -1,4 +1,4 @@
-"""A host for tests of the sandbox, and lines of code to run in the sandbox."""
+"""A host for tests of the sandbox, and snippets of code to run in the sandbox."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.core.ports import TrainingOrder
 from trainer.training.supervisor.environment import child_environment, private_folder
 from trainer.training.wire import encode_order
 
-PROGRAM = Path(__file__).parent / "programs" / "attempts_in_sandbox.py"
+PROGRAM = Path(__file__).parent / "programs" / "runs_code_in_sandbox.py"
 PROJECT = Path(__file__).parents[2]
 LANDLOCK = ctypes.CDLL(None).syscall(444, None, 0, 1)  # version of Landlock; negative if unavailable
 needs_landlock = pytest.mark.skipif(LANDLOCK < 1, reason="this kernel has no Landlock")
@@ -33,16 +33,16 @@ class SandboxHost:
     order: TrainingOrder
     environment: dict[str, str]
 
-    def attempt(self, *attempts, order=None):
+    def execute(self, *snippets, order=None):
         done = subprocess.run(
             [sys.executable, str(PROGRAM)],
-            input=encode_order(order or self.order) + json.dumps(attempts).encode(),
+            input=encode_order(order or self.order) + json.dumps(snippets).encode(),
             env=self.environment, stdout=subprocess.PIPE, check=True, timeout=30,
         )  # fmt: skip
         return json.loads(done.stdout)
 
-    def outcomes_of(self, attempts, **order):
-        results = self.attempt(*attempts, **order)
+    def results_of(self, snippets, **order):
+        results = self.execute(*snippets, **order)
         assert not results["missing"]
         return set(results["results"].values())
 

@@ -13,15 +13,15 @@ from trainer.training.sandbox import policy
 pytestmark = needs_landlock
 
 
-def test_imported_packages_are_among_samples(host):
-    """Without these samples, an unusual installation would end in an ImportError."""
+def test_samples_of_policy_include_imported_packages(host):
+    """Samples must be usable in the sandbox. Without this check, an unusual installation would cause an ImportError."""
     samples = policy.access_policy(host.order, host.environment).samples
 
     assert [path.parent.name for path in samples[-4:]] == ["torch", "ultralytics", "numpy", "trainer"]
     assert all(path.is_file() for path in samples[-4:])
 
 
-def test_existing_font_list_is_read_only(host):
+def test_font_cache_is_writable_until_it_has_a_font_list(host):
     fonts = Path(host.environment["MPLCONFIGDIR"])
 
     assert fonts in policy.access_policy(host.order, host.environment).write
@@ -55,13 +55,13 @@ def test_broken_links_and_missing_view_are_ignored(host):
 
     assert Path("/nowhere") in policy.linked_files(host.order.dataset.root)
     assert policy.linked_files(host.root / "gone") == {}
-    assert host.outcomes_of([reading(host.root / "queue.db")]) == {"PermissionError"}
+    assert host.results_of([reading(host.root / "queue.db")]) == {"PermissionError"}
 
 
 @pytest.mark.parametrize(
     ("devices", "is_created"), [(["nvidiactl"], True), (["nvidiactl", "nvidia-uvm"], False), ([], False)]
 )
-def test_gpu_device_is_created_before_sandbox(tmp_path, monkeypatch, devices, is_created):
+def test_missing_nvidia_uvm_device_is_created_if_driver_is_loaded(tmp_path, monkeypatch, devices, is_created):
     for name in devices:
         (tmp_path / name).touch()
     program = tmp_path / "nvidia-modprobe"

@@ -11,7 +11,7 @@ from trainer.training.supervisor.environment import child_environment, private_f
 
 @pytest.fixture
 def start(tmp_path):
-    """Start the real program with pipes for stdin, events and output."""
+    """Return a function that starts the real program with pipes for stdin, events and output."""
     started = []
 
     def starting():

@@ -20,7 +20,7 @@ from trainer.training.supervisor.process import ChildTrainer
 HERE = Path(__file__).parent
 
 
-def test_detached_children_and_orphans_end_with_finished_training(
+def test_detached_children_and_orphans_end_when_training_finishes(
     program,
     tmp_path,
     leak_check,
@@ -36,7 +36,7 @@ def test_detached_children_and_orphans_end_with_finished_training(
 
 
 @pytest.mark.parametrize("reason", [StopReason.CANCELED, StopReason.LOST])
-def test_detached_children_and_orphans_end_with_stopped_training(
+def test_detached_children_and_orphans_end_when_training_is_stopped(
     program,
     tmp_path,
     leak_check,
@@ -51,7 +51,7 @@ def test_detached_children_and_orphans_end_with_stopped_training(
     assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
-def test_processes_that_keep_forking_end_with_finished_training(program, tmp_path, leak_check):
+def test_processes_that_keep_forking_end_when_training_finishes(program, tmp_path, leak_check):
     began = time.monotonic()
 
     program("changes_its_pid", str(tmp_path / "lock")).train()
@@ -65,7 +65,7 @@ def test_processes_that_keep_forking_end_with_finished_training(program, tmp_pat
     "name",
     ["dies_without_result", "closes_the_pipe", "floods_stdout", "many_events", "cannot_be_imported"],
 )
-def test_no_descriptor_thread_or_process_is_left(program, leak_check, name):
+def test_no_descriptor_thread_or_process_is_left_after_training(program, leak_check, name):
     training = program(name)
     for _ in range(3):
         try:
@@ -131,7 +131,7 @@ SUPERVISOR = """
         environment={{"PATH": "/usr/bin:/bin"}}, home=Path({home!r}), weights=Path({tmp!r}), warm_start={prestarted!r},
         program=(sys.executable, str(PROGRAMS / {program!r}), *{arguments!r}), limits=TimeLimits(stall={stall!r}),
     )
-    # from a thread that ends: its end must not end the processes
+    # the prestarted process must outlive the thread that started it
     warming = threading.Thread(target=trainer.warm)
     warming.start()
     warming.join()
@@ -159,7 +159,7 @@ def supervisor(tmp_path, home, program, *arguments, prestarted=False, stall=0.5,
 
 @pytest.mark.parametrize(("name", "processes"), [("leaks_children", 4), ("daemonizes", 1)])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_training_ends_with_killed_supervisor(tmp_path, home, how, name, processes):
+def test_training_ends_when_its_supervisor_is_killed(tmp_path, home, how, name, processes):
     with supervisor(tmp_path, home, name, str(tmp_path / "pids"), "wait", prestarted=True) as process:
         wait_until((tmp_path / "pids").exists)
         tree = [below.pid for below in psutil.Process(process.pid).children(recursive=True)]
@@ -172,7 +172,7 @@ def test_training_ends_with_killed_supervisor(tmp_path, home, how, name, process
     wait_until(lambda: not list(home.glob("child-*")))
 
 
-def test_suspension_of_supervisor_does_not_count_as_silence(tmp_path, home):
+def test_training_is_not_killed_as_stuck_after_suspension_of_supervisor(tmp_path, home):
     with supervisor(tmp_path, home, "trains_quickly") as process:
         wait_until(lambda: list(tmp_path.glob("run/checkpoints/*")))
         os.kill(process.pid, signal.SIGSTOP)
@@ -183,11 +183,11 @@ def test_suspension_of_supervisor_does_not_count_as_silence(tmp_path, home):
 
 
 @pytest.mark.long
-def test_suspension_of_whole_host_does_not_count_as_silence(tmp_path, home):
+def test_training_is_not_killed_as_stuck_after_suspension_of_whole_host(tmp_path, home):
     """A paused virtual machine or control group: supervisor and training process are suspended together."""
     with supervisor(tmp_path, home, "trains_quickly", stall=2.0, seconds=0.6) as process:
         wait_until(lambda: list(tmp_path.glob("run/checkpoints/*")))
-        time.sleep(0.15)  # until a moment between two events, so that no event is waiting
+        time.sleep(0.15)  # waits for a moment between two events, so that no event is in the pipe
         tree = [below.pid for below in psutil.Process(process.pid).children(recursive=True)]
         for pid in (process.pid, *tree):
             os.kill(pid, signal.SIGSTOP)

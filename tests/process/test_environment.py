@@ -99,7 +99,7 @@ def test_settings_contain_every_key_of_installed_ultralytics():
     assert ours["settings_version"] == version
 
 
-def test_font_can_be_loaded(tmp_path):
+def test_private_folder_contains_truetype_fonts(tmp_path):
     folder = child_environment.private_folder(tmp_path / "home", tmp_path)
 
     for name in ("Arial.ttf", "Arial.Unicode.ttf"):
@@ -112,7 +112,7 @@ def test_temporary_paths_are_short_enough_for_sockets(tmp_path):
     folder = child_environment.private_folder(deep, tmp_path)
 
     assert len(str(folder / "tmp")) <= 70
-    assert folder.name.startswith("yolo-trainer-child-")  # the sweep recognizes the name
+    assert folder.name.startswith("yolo-trainer-child-")  # `tidy` finds old folders by this name
     shutil.rmtree(folder)
 
 

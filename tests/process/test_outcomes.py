@@ -18,14 +18,14 @@ def test_exit_without_result_is_reported_with_code_and_last_line(program):
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_death_by_signal_is_reported_with_signal_name(program, number):
+def test_end_by_signal_is_reported_with_signal_name(program, number):
     training = program("dies_by_signal", str(int(number)))
 
     with pytest.raises(MachineFailed, match=number.name):
         training.train()
 
 
-def test_sigkill_suggests_host_memory(program):
+def test_sigkill_is_reported_as_lack_of_host_memory(program):
     with pytest.raises(MachineFailed, match="memory"):
         program("dies_by_signal", str(int(signal.SIGKILL))).train()
 
@@ -45,7 +45,7 @@ def test_out_of_memory_in_training_process_does_not_affect_supervisor(program):
         program("exhausts_memory").train()
 
 
-def test_crash_is_diagnosed(program):
+def test_exhausted_gpu_memory_is_diagnosed(program):
     training = program("trains_quickly").behave(
         at_epoch=2,
         crash={"error": "OutOfMemoryError", "message": "CUDA out of memory. Tried to allocate 2.00 GiB."},
@@ -65,7 +65,7 @@ def test_process_that_never_starts_is_killed_after_time_limit(program):
     assert time.monotonic() - began < 20
 
 
-def test_missing_package_is_named(program):
+def test_missing_package_is_named_in_error(program):
     with pytest.raises(MachineFailed, match="a_package_that_is_not_installed"):
         program("cannot_be_imported").train()
 
@@ -89,7 +89,7 @@ def test_silent_process_is_killed_as_stuck(program):
 
 
 def test_suspended_process_is_killed_as_stuck(program):
-    """SIGSTOP, as a debugger or a batch system sends it: the process itself cannot react."""
+    """A debugger or a batch system can send SIGSTOP. The suspended process cannot react."""
     training = program("dies_by_signal", str(int(signal.SIGSTOP)), stall=0.4)
 
     with pytest.raises(MachineFailed, match="stuck"):
@@ -114,7 +114,7 @@ def test_incomplete_final_event_is_not_a_result(program):
     assert len(training.of("epoch")) == 1
 
 
-def test_closed_event_pipe_is_not_a_result(program):
+def test_exit_code_0_without_final_event_is_a_failure(program):
     training = program("closes_the_pipe")
 
     with pytest.raises(MachineFailed, match="exit code 0"):
@@ -162,7 +162,7 @@ def test_kernel_oom_kill_count_is_read():
     assert oom_kills() >= 0
 
 
-def test_missing_space_for_private_folder_is_reported(program, home):
+def test_private_folder_that_cannot_be_created_is_reported(program, home):
     training = program("trains_quickly")
     home.rmdir()
     home.write_text("a file where the folder should be")

@@ -29,7 +29,7 @@ def test_output_flood_neither_blocks_training_nor_fills_memory(program):
 
     training.trainer.train(training.order(), training.stop, training.on_event, slow_disk)
 
-    assert waited[0]  # the process ended although no line was taken
+    assert waited[0]  # the process ended although the listener was blocked
     assert training.of("finished")
     assert len(training.lines) <= event_dispatch.MOST_LINES + 20  # a few lines contain the number of dropped lines
     assert training.lines[0] == "first line"
@@ -50,7 +50,7 @@ def test_fast_listener_gets_readable_output_to_the_end(program, monkeypatch):
     assert max(map(len, training.lines)) < 4100
     assert (
         sum(line.startswith(" bar ") for line in training.lines) <= 30 + 4
-    )  # thirty completed bars, and one version per second
+    )  # 30 completed bars, and one unfinished bar per second
 
 
 def test_redrawn_bar_becomes_first_and_last_line(program):
@@ -70,7 +70,7 @@ def test_output_into_event_pipe_causes_one_warning(program):
     assert sum("a library writes to the wrong descriptor" in line for line in training.lines) == 50
 
 
-def test_endless_line_in_event_pipe_is_dropped(program):
+def test_line_of_10_mib_in_event_pipe_is_dropped(program):
     training = program("sends_garbage")
 
     assert training.train().report == {"fine": True}
@@ -89,7 +89,7 @@ def test_slow_listener_gets_every_durable_event_in_order(program):
 
     training.trainer.train(training.order(), training.stop, slow, training.on_line)
 
-    assert waited[0]  # the process ended although no event was taken
+    assert waited[0]  # the process ended although the listener was blocked
     assert [event.epoch for event in training.of("epoch")] == list(range(1, 501))
     assert training.events[-1].kind == "finished"
     # besides the batch event that the listener took first, only the newest batch event of each epoch is left

@@ -10,7 +10,7 @@ from trainer.core.errors import MachineFailed
 from trainer.core.stop import Stopped, StopReason
 
 
-def test_prestarted_process_gets_next_order(program, tmp_path):
+def test_prestarted_process_gets_next_training_order(program, tmp_path):
     training = program("exits_on_first_order", str(tmp_path / "no"), warm_start=True)
     training.trainer.warm()
     (prestarted,) = subreapers()
@@ -19,7 +19,9 @@ def test_prestarted_process_gets_next_order(program, tmp_path):
     report = training.train(devices=(1,)).report
 
     assert report["pid"] == waiting.pid
-    assert report["devices"] is None  # the devices were unknown when the process started, so they are in its order
+    assert (
+        report["devices"] is None
+    )  # the devices were unknown when the process started, so its training order contains them
 
 
 def test_second_call_of_warm_starts_no_process(program, tmp_path):
@@ -51,7 +53,7 @@ def test_next_process_is_prestarted_during_training(program):
     assert len(subreapers()) == 1
 
 
-def test_dead_prestarted_process_is_replaced_by_cold_start(program, tmp_path):
+def test_dead_prestarted_process_is_replaced_by_new_process(program, tmp_path):
     training = program("exits_on_first_order", str(tmp_path / "no"), warm_start=True)
     training.trainer.warm()
     (prestarted,) = subreapers()
@@ -61,7 +63,7 @@ def test_dead_prestarted_process_is_replaced_by_cold_start(program, tmp_path):
     assert training.train(devices=(1,)).report["devices"] == "1"
 
 
-def test_prestarted_process_that_dies_on_its_order_is_replaced_by_cold_start(program, tmp_path):
+def test_prestarted_process_that_exits_on_its_training_order_is_replaced(program, tmp_path):
     (tmp_path / "once").touch()
     training = program("exits_on_first_order", str(tmp_path / "once"), warm_start=True)
     training.trainer.warm()

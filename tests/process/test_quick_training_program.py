@@ -1,4 +1,4 @@
-"""The program that other suites use instead of real trainings behaves like the real training process."""
+"""The program trains_quickly, which other tests use instead of the real training process, behaves like this process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_program_writes_the_files_of_a_real_training(program):
     assert len((training.run_dir / "results.csv").read_text().splitlines()) == 3
 
 
-def test_checkpoints_equal_their_events(program):
+def test_checkpoint_events_describe_the_checkpoint_files(program):
     training = program("trains_quickly").behave(checkpoint_bytes=5000)
 
     training.train(epochs=2)

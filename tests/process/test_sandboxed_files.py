@@ -17,16 +17,16 @@ def test_inputs_of_run_are_readable(host):
         "downloads/epoch-3.pt",
     ]  # fmt: skip
 
-    assert host.outcomes_of((reading(host.root / name) for name in files), order=order) == {"done"}
+    assert host.results_of((reading(host.root / name) for name in files), order=order) == {"done"}
 
 
-def test_other_files_are_not_readable(host):
+def test_files_that_the_run_does_not_need_are_not_readable(host):
     names = ["queue.db", ".env", "models/other.pt", "runs/train_2/best.pt", "other_user/3.png", "downloads/epoch-3.pt"]
 
-    assert host.outcomes_of(reading(host.root / name) for name in names) == {"PermissionError"}
+    assert host.results_of(reading(host.root / name) for name in names) == {"PermissionError"}
 
 
-def test_operators_files_are_not_readable(host):
+def test_system_files_and_disks_are_not_readable(host):
     paths = [
         "/etc/shadow",
         "/root/.profile",
@@ -40,21 +40,21 @@ def test_operators_files_are_not_readable(host):
     existing = [path for path in paths if os.path.exists(path)]
 
     assert len(existing) >= 3
-    assert host.outcomes_of(f"import os; os.open({str(path)!r}, os.O_RDONLY)" for path in existing) == {
+    assert host.results_of(f"import os; os.open({str(path)!r}, os.O_RDONLY)" for path in existing) == {
         "PermissionError"
     }
 
 
 def test_environment_of_service_is_not_readable(host):
     """The environment contains the keys, and its file in /proc belongs to the same user."""
-    attempt = "import os; open(f'/proc/{os.getppid()}/environ').read()"
+    snippet = "import os; open(f'/proc/{os.getppid()}/environ').read()"
 
-    assert host.outcomes_of([attempt]) == {"PermissionError"}
+    assert host.results_of([snippet]) == {"PermissionError"}
 
 
-def test_own_folders_are_writable(host):
+def test_folders_of_run_are_writable(host):
     run, private = host.order.run_dir, Path(host.environment["HOME"])
-    attempts = [
+    snippets = [
         writing(run / "results.csv"),
         f"import os; os.makedirs({str(run / 'weights' / 'deep')!r})",
         f"import os; os.replace({str(run / 'results.csv')!r}, {str(run / 'weights' / 'moved.csv')!r})",
@@ -66,7 +66,7 @@ def test_own_folders_are_writable(host):
         "from multiprocessing import Lock, shared_memory; shared_memory.SharedMemory(create=True, size=9).unlink(); Lock()",
         writing("/dev/null"),
     ]
-    results = host.attempt(*attempts)
+    results = host.execute(*snippets)
 
     assert {code: how for code, how in results["results"].items() if how != "done"} == {}
     assert (run / "weights" / "moved.csv").exists()
@@ -84,7 +84,7 @@ def test_other_folders_are_not_writable_even_through_links(host):
     ]
     before = {path: path.read_text() for path in host.root.rglob("*") if path.is_file()}
 
-    assert host.outcomes_of(writing(host.root / name) for name in names) == {"PermissionError"}
+    assert host.results_of(writing(host.root / name) for name in names) == {"PermissionError"}
     assert {path: path.read_text() for path in host.root.rglob("*") if path.is_file()} == before
 
 
@@ -94,7 +94,7 @@ def test_other_files_cannot_be_changed_or_moved_into_run_folder(host):
         "os.mkdir({0!r} + '2')", "os.link({0!r}, {1!r})", "os.rename({0!r}, {1!r})", "os.mkfifo({0!r} + '2')",
     ]  # fmt: skip
     paths = str(host.root / "queue.db"), str(host.order.run_dir / "mine")
-    results = host.outcomes_of("import os; " + way.format(*paths) for way in ways)
+    results = host.results_of("import os; " + way.format(*paths) for way in ways)
 
     assert results <= {"PermissionError", "OSError"}  # the OSError is EXDEV, after which programs copy the file
     assert sorted(path.name for path in host.root.glob("queue.db*")) == ["queue.db"]
@@ -105,7 +105,7 @@ def test_device_files_cannot_be_created(host):
     """Root could create a device file for the disk and bypass the sandbox."""
     code = f"import os, stat; os.mknod({str(host.order.run_dir / 'disk')!r}, stat.S_IFBLK | 0o600, os.makedev(254, 0))"
 
-    assert host.outcomes_of([code]) == {"PermissionError"}
+    assert host.results_of([code]) == {"PermissionError"}
 
 
 def test_written_files_cannot_be_executed(host):
@@ -115,15 +115,15 @@ def test_written_files_cannot_be_executed(host):
     )
     code += f"subprocess.run([{str(program)!r}], check=True)"
 
-    assert host.outcomes_of([code]) == {"PermissionError"}
+    assert host.results_of([code]) == {"PermissionError"}
     assert program.exists()
 
 
-def test_host_programs_run_inside_the_sandbox(host):
+def test_started_programs_are_also_in_the_sandbox(host):
     run = "import subprocess, sys; subprocess.run([sys.executable, '-c', {0!r}], check=True, stderr=subprocess.DEVNULL)"
     inside = run.format(f"import trainer.core.job, numpy; {writing(host.order.run_dir / 'new')}")
     outside = run.format(writing(host.root / "new")).replace("check=True", "check=False")
 
-    assert host.outcomes_of([inside, outside]) == {"done"}
+    assert host.results_of([inside, outside]) == {"done"}
     assert (host.order.run_dir / "new").exists()
     assert not (host.root / "new").exists()

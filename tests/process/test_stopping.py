@@ -102,7 +102,7 @@ def test_cancel_shortens_time_limit_of_shutdown(program):
     assert 0.9 <= time.monotonic() - asked[0] < 20
 
 
-def test_stronger_stop_request_gets_no_second_grace(program):
+def test_cancel_after_shutdown_request_does_not_extend_time_limit(program):
     training = program("trains_quickly", grace=4).behave(ignores_stop=True, seconds_per_epoch=60)
     asked = []
 

@@ -36,7 +36,7 @@ else:
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv, to mount another /proc"
 )
-def test_process_hidden_from_proc_ends_with_its_training(tmp_path):
+def test_process_hidden_from_proc_ends_when_its_training_ends(tmp_path):
     """The host mounts /proc with hidepid=2."""
     mount = 'mount -t proc -o hidepid=2,gid=65534 proc /proc && exec setpriv --bounding-set -sys_ptrace --inh-caps -sys_ptrace "$@"'
     with under_subreaper(tmp_path, HIDE, prefix=["unshare", "--mount", "sh", "-c", mount, "sh"]) as (process, lifeline):
@@ -48,7 +48,7 @@ def test_process_hidden_from_proc_ends_with_its_training(tmp_path):
 
 @contextmanager
 def under_subreaper(tmp_path, program, prefix=()):
-    """Yield the first subreaper of a program, and the supervisor's end of the lifeline."""
+    """Yield the first subreaper of a program, and the supervisor's end of the socket between both."""
     ours, lifeline = socket.socketpair()
     ours.settimeout(10)
     command = [sys.executable, "-I", "-S", subreaper_script.__file__, str(lifeline.fileno()), str(tmp_path / "folder")]

@@ -1,6 +1,6 @@
-"""Starts processes that permanently fork, leave their session and exit, so that each process exists only for a moment.
+"""Starts processes that repeatedly fork, start a new session and exit, so that each process exists only for a moment.
 
-The processes hold a lock on the file that the argument names. The program exits after it has started them.
+The processes hold a lock on the file that the argument names. This program exits 0.2 s after it has started them.
 """
 
 import fcntl

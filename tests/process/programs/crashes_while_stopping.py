@@ -1,4 +1,4 @@
-"""Raises an exception when it is asked to stop."""
+"""Reports a crash when it gets a stop request."""
 
 import sys
 

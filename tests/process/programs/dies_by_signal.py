@@ -1,4 +1,4 @@
-"""Sends itself the signal whose number is its argument."""
+"""Sends itself a signal. The argument is the number of the signal."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Draws a progress bar like Ultralytics, twenty times in a moment, and completes it."""
+"""Redraws a progress bar 20 times without a pause, as Ultralytics draws it, and completes the bar."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Allocates memory up to a limit that it sets for itself, so that the host survives the test."""
+"""Allocates memory until it reaches a limit of 300 MiB, which protects the host, and reports the MemoryError."""
 
 import resource
 import traceback

@@ -1,4 +1,4 @@
-"""Waits like a prestarted process. If the file in its argument exists, the program exits at its first order."""
+"""Waits for a training order, then sends a result. If the file that the argument names exists, removes it and exits."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Prints as fast as it can: lines, bars, very long lines, invalid UTF-8; then trains normally."""
+"""Prints lines, progress bars, a very long line and invalid UTF-8 as fast as possible, then sends a result."""
 
 import os
 

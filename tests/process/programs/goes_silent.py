@@ -1,4 +1,4 @@
-"""Trains one epoch and then sends nothing more."""
+"""Reports one epoch, prints a line, and then sends no more events."""
 
 import time
 

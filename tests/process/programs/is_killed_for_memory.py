@@ -1,4 +1,4 @@
-"""Prints what torch prints when the kernel killed a loader worker, then sends itself SIGKILL."""
+"""Prints the message of torch for a loader worker that the kernel killed, then sends itself SIGKILL."""
 
 import os
 import signal

@@ -1,6 +1,7 @@
-"""Leaves processes that keep its pipes open: a child, a grandchild in its own session, an orphan.
+"""Starts processes that keep the pipes of this program open: a child, a child in a new session, and an orphan.
 
-The PIDs are written to the file of the first argument. With a second argument, the program does not exit.
+The PIDs are written to the file that the first argument names. If the second argument is `wait`, this program then
+waits.
 """
 
 import os

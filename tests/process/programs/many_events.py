@@ -1,4 +1,4 @@
-"""Sends thousands of events, of which only batch events may be lost."""
+"""Sends 500 epoch events and 5,000 batch events. Only batch events may be lost."""
 
 from protocol import epoch, finished, order, phase, send
 

@@ -1,4 +1,4 @@
-"""Never reads its stdin, so that a long order and many requests fill the pipe."""
+"""Never reads its stdin, so that a long training order fills the pipe."""
 
 import time
 

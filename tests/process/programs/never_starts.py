@@ -1,4 +1,4 @@
-"""Hangs before it reads its order, like an import on a broken network mount."""
+"""Hangs before it reads its training order, like an import on a broken network mount."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Prints its environment and the files in its folders, then trains like trains_quickly."""
+"""Prints its environment and the files in its home folder, then trains like trains_quickly."""
 
 import os
 import runpy

@@ -1,6 +1,6 @@
 """The protocol of the programs in this folder, in plain JSON and without code of the trainer.
 
-This file is not a program.
+The first line on stdin is the training order, which describes the training. This file is not a program.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Sends megabytes without a newline, and then a valid result."""
+"""Writes 10 MiB without a newline to the event pipe, and then sends a valid result."""
 
 from protocol import finished, order, phase, write
 

@@ -7,11 +7,11 @@ After a finish request ("finish") it ends after the epoch: `finished`.
 
 Use it with `ChildTrainer(program=(sys.executable, ".../trains_quickly.py"))`. The plan contains the number of epochs.
 The other options are a JSON object in `behavior.json` in the root of the dataset, or in the file of the argument
-`--behavior FILE`, which has priority. The program reads them when the order arrives:
+`--behavior FILE`, which has priority. The program reads them when it gets its training order:
 
     seconds_per_epoch   0.02    spread over the batches
     batches             2       per epoch
-    seconds_to_start    0       between the order and the first event
+    seconds_to_start    0       between the training order and the first event
     seconds_to_finish   0       in the phase "finalizing"
     checkpoint_bytes    2000    size of each checkpoint
     lines               1       printed on stdout per epoch
@@ -201,7 +201,7 @@ class Quick:
             os._exit(code)
 
     def pause(self, seconds):
-        """Sleep until a request arrives."""
+        """Sleep for `seconds`. Raises StopRequested if a stop request arrives."""
         deadline = time.monotonic() + seconds
         while self.reason in (None, "finish") and time.monotonic() < deadline:
             time.sleep(min(0.01, max(0.0, deadline - time.monotonic())))

@@ -1,4 +1,4 @@
-"""Dies in the middle of an event."""
+"""Exits in the middle of an event."""
 
 import os
 

@@ -76,7 +76,7 @@ def test_interrupted_download_of_archive_is_resumed(supabase, root):
 
     with pytest.raises(Stopped):
         fetcher.fetch(ref, root / "run1", stop, give_up)
-    before = storage.settled()
+    before = storage.sent_when_idle()
     assert content(fetcher.fetch(ref, root / "run2", StopSignal(), lambda _: None)) == files
     assert storage.sent - before < len(archive) - (4 << 20)
     assert os.listdir(root / ".cache/tmp") == []

@@ -73,7 +73,7 @@ def test_large_download_is_resumed_by_another_process(server, make_store, tmp_pa
     assert left(tmp_path) == ["best.pt.part", "best.pt.part.json"]
     kept = (tmp_path / "out/best.pt.part").stat().st_size
     assert kept > 12 * MIB
-    before = server.settled()
+    before = server.sent_when_idle()
     reported = []
     assert fetched(make_store(), tmp_path, on_bytes=reported.append) == content
     assert server.sent - before == len(content) - kept
@@ -194,7 +194,7 @@ def test_download_of_killed_process_is_resumed(server, store, tmp_path):
     kill_when(
         lambda: server.sent > 12 * MIB, server, tmp_path, "store.download(ref, folder / 'out/best.pt', StopSignal())"
     )
-    kept, before = (tmp_path / "out/best.pt.part").stat().st_size, server.settled()
+    kept, before = (tmp_path / "out/best.pt.part").stat().st_size, server.sent_when_idle()
     assert kept > 4 * MIB
     assert fetched(store, tmp_path) == content
     assert server.sent - before == len(content) - kept

@@ -1,4 +1,4 @@
-"""Enters the sandbox for the order on stdin, then tries each line of `attempts` and prints the results."""
+"""Enters the sandbox for the training order on stdin, then runs each of `snippets` and prints the results as JSON."""
 
 import json
 import os
@@ -9,12 +9,12 @@ from trainer.training.sandbox.policy import confine
 from trainer.training.wire import decode_command
 
 order = decode_command(sys.stdin.buffer.readline())
-attempts = json.loads(sys.stdin.readline())
+snippets = json.loads(sys.stdin.readline())
 began = time.process_time()
 missing = confine(order, os.environ)
 milliseconds = (time.process_time() - began) * 1000
 results = {}
-for code in attempts:
+for code in snippets:
     try:
         exec(code, {})
         results[code] = "done"
