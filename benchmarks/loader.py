@@ -43,7 +43,7 @@ def fastest(epochs: list[Epoch]) -> Epoch:
 
 
 def loaded(dataset: PreparedDataset, home: Path, *, imgsz: int, stored: int, cache: str = "") -> list[Epoch]:
-    """Run epochs through the loader in a new process. The first epoch stores pixels; the others use them."""
+    """Run epochs through the loader in a new process. With `stored`, the first epoch stores pixels and the others use them."""
     arguments = json.dumps({"data": str(dataset.data), "imgsz": imgsz, "stored": stored, "cache": cache})
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.loader", "--epochs-of", arguments],

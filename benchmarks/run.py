@@ -147,14 +147,14 @@ class OurService:
 
 
 def _cpu(process: psutil.Process, *, living: bool = False) -> float:
-    """Return the CPU seconds of a process and its dead children. `living` adds its living descendants."""
+    """Return the CPU seconds of a process and its ended children. `living` adds its living descendants."""
     times = [process.cpu_times()]
     if living:
         for child in process.children(recursive=True):
             try:
                 times.append(child.cpu_times())
             except psutil.NoSuchProcess:
-                continue  # the process has ended, and its parent's times include its CPU time
+                continue  # the child has ended, and the times of its parent include its CPU time
     return sum(t.user + t.system + t.children_user + t.children_system for t in times)
 
 

@@ -27,7 +27,7 @@ KEYPOINTS = "kpt_shape: [2, 3]\nflip_idx: [0, 1]\n"
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """`files`: content by file name. `entry`: file for data_yaml, or "" for the folder. `images`: expected counts."""
+    """`files`: content by file name. `entry`: file for data_yaml, or "" for the folder. `images`: expected number per split."""
 
     files: dict[str, bytes]
     images: dict[str, int]
@@ -110,7 +110,7 @@ def coco(task: Task = Task.DETECT) -> Layout:
 
 
 def dice(task: Task = Task.DETECT) -> Layout:
-    """Return a DICE dataset: nested annotations, a background class, and a split by ids as text."""
+    """Return a DICE dataset: nested annotations, a background class, and a split with image ids as text."""
     head = {
         "classes": [{"id": 0, "name": "__background__"}, _category(task, 7)],
         "storage_info": {"image_root": "images/"},

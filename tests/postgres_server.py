@@ -76,7 +76,7 @@ def postgres_binaries() -> Path:
 
 
 class Postgres:
-    """A PostgreSQL cluster in `folder`, without fsync. Root starts PostgreSQL as the user `postgres` or `nobody`."""
+    """A PostgreSQL cluster in `folder`, without fsync. For root, PostgreSQL runs as the user `postgres` or `nobody`."""
 
     def __init__(self, folder: Path) -> None:
         self.bin = postgres_binaries()

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "operating.md").read_text()
 METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
-BOUNDARIES = {"error_boundary", "call_or"}  # trainer/worker/error_boundary.py logs their text as an error
+BOUNDARIES = {"error_boundary", "call_or"}  # functions of trainer/worker that log their text as an error
 VARIABLE = {"event.kind", "event"}  # the kind of an event of a run; the text of an error boundary
 
 

@@ -60,7 +60,7 @@ class Invariants:
         self.lab = lab
         self.queue = lab.queue
         self.runs = []  # ids of all rows
-        self.attempts = {}  # (run, attempt) → its claim ID
+        self.attempts = {}  # (run id, attempt) → claim ID
 
     def assert_untouched(self, before, after, lease, stored):
         """I5: a call without a valid lease changes nothing."""

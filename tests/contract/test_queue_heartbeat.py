@@ -94,7 +94,7 @@ def test_next_attempt_gets_last_reported_epoch(queue_lab):
     lease = claimed(queue_lab)
     assert lease.job.last_reported_epoch == 0
     queue_lab.queue.beat(lease, None, [event("epoch", epoch=1), second := event("epoch", epoch=2), checkpoint(5)])
-    queue_lab.queue.beat(lease, None, [second])  # repeated
+    queue_lab.queue.beat(lease, None, [second])  # a repeated event has no effect
     queue_lab.edit(lease.job.id, lease_expires_at=ago(1))
     taken = claim(queue_lab)
     assert (taken.job.last_reported_epoch, taken.job.last_reported_attempt) == (2, 1)

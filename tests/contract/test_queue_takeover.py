@@ -19,7 +19,7 @@ def delay(row):
 
 
 def lose_worker(lab, run_id):
-    """Let the lease of a run expire. A claim of another run then requeues or ends the run."""
+    """Let the lease of `run_id` expire. The claim of another run then requeues or ends `run_id`."""
     expire(lab, run_id)
     lab.edit(run_id, priority=-1)
     blocker = lab.insert(priority=100)  # the next claim gets this run

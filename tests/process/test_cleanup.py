@@ -184,7 +184,7 @@ def test_training_is_not_killed_as_stuck_after_suspension_of_supervisor(tmp_path
 
 @pytest.mark.long
 def test_training_is_not_killed_as_stuck_after_suspension_of_whole_host(tmp_path, home):
-    """A paused virtual machine or control group: supervisor and training process are suspended together."""
+    """A pause of the virtual machine suspends the supervisor and the training process together."""
     with supervisor(tmp_path, home, "trains_quickly", stall=2.0, seconds=0.6) as process:
         wait_until(lambda: list(tmp_path.glob("run/checkpoints/*")))
         time.sleep(0.15)  # waits for a moment between two events, so that no event is in the pipe

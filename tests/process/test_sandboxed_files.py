@@ -96,7 +96,7 @@ def test_other_files_cannot_be_changed_or_moved_into_run_folder(host):
     paths = str(host.root / "queue.db"), str(host.order.run_dir / "mine")
     results = host.results_of("import os; " + way.format(*paths) for way in ways)
 
-    assert results <= {"PermissionError", "OSError"}  # the OSError is EXDEV, after which programs copy the file
+    assert results <= {"PermissionError", "OSError"}  # the OSError is EXDEV, which makes programs copy the file instead
     assert sorted(path.name for path in host.root.glob("queue.db*")) == ["queue.db"]
     assert (host.root / "queue.db").read_text() == "content"
 

@@ -95,7 +95,7 @@ class Quick:
         (self.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         (self.run_dir / "args.yaml").write_text(f"epochs: {self.epochs}\n")
         for epoch in range(self.order["last_reported_epoch"] + 1, self.first_epoch):
-            # the last attempt did not report this epoch; a real training also reports it first
+            # the last attempt did not report this epoch; a real training also reports it before it continues
             self.report_epoch(epoch)
         self.send(kind="phase", phase="loading", seconds=None)
         for message in self.option("warnings", []):
