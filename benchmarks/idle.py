@@ -1,8 +1,8 @@
 """Measure the cost of an idle service: `python -m benchmarks.idle`.
 
 With the local queue, it measures the seconds from the start to the first claim, the resident memory and the share of a
-CPU core. With Supabase (real PostgreSQL and PostgREST), it measures memory,
-requests and the share of a CPU core.
+CPU core. With Supabase (real PostgreSQL and PostgREST), it measures the resident memory, the requests and the share of a
+CPU core.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Measure the overhead of the service for a training: `python -m benchmarks.run [--tiny] [--rounds 3]`.
+"""Measure the overhead of the service for a training: `python -m benchmarks.run [--tiny]`.
 
 The service and the baseline alternately train real models on the CPU. The baseline is a plain script that gives
 Ultralytics the same arguments in the same environment. `probe/` records the end time of each batch. Seconds are wall

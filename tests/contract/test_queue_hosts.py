@@ -1,4 +1,4 @@
-"""Failures of a worker's host: a run loses one attempt per worker, and the worker becomes unhealthy."""
+"""Failures of a worker's host: a run loses one attempt per worker, and a reported problem makes a worker unhealthy."""
 
 import uuid
 

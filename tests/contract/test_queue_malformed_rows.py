@@ -54,9 +54,9 @@ ODD = {
         "checkpoint": """'{"epoch": 1, "sha256": "a", "bytes": 1, "key": "training_runs/x/1/best.pt"}'"""
     },
     "results of 1,500 levels": {"results": f"'{DEEP}'"},
-    "results of 5,001 digits": {"results": "'1" + "0" * 5000 + "'"},
-    "zero max_attempts": {"max_attempts": "0"},
-    "negative max_attempts": {"max_attempts": "-2147483648"},
+    "results that are a number of 5,001 digits": {"results": "'1" + "0" * 5000 + "'"},
+    "max_attempts of zero": {"max_attempts": "0"},
+    "negative number of max_attempts": {"max_attempts": "-2147483648"},
     "the largest number of failures": {"failures": "2147483647"},
     "the smallest number of failures": {"failures": "-2147483648"},
     "the highest priority": {"priority": "2147483647"},

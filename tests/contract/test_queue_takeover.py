@@ -1,4 +1,4 @@
-"""Expired leases, late workers and repeated failures."""
+"""The contract of every queue for workers: expired leases, late calls of workers, and retries."""
 
 import pytest
 from queue_adapters import ago, checkpoint, claim, claimed, enqueue, event, expire, key_of, moment

@@ -2,8 +2,8 @@
 
 It reports phases, batches, checkpoints, and epochs with metrics that improve. It writes `run_dir/weights/best.pt` and
 `last.pt`, `results.csv`, `args.yaml` and `checkpoints/epoch-NNNNN.pt` with their `.json`. It resumes from
-`order.resume`. After a stop request ("canceled", "shutdown") it ends at the next batch: checkpoint, then `stopped`.
-After a finish request ("finish") it ends after the epoch: `finished`.
+the checkpoint `resume` of the training order. After a stop request ("canceled", "shutdown"), it sends `stopped` without
+a new checkpoint. After a finish request ("finish"), it ends the epoch and sends `finished`.
 
 Use it with `ChildTrainer(program=(sys.executable, ".../trains_quickly.py"))`. The plan contains the number of epochs.
 The other options are a JSON object in `behavior.json` in the root of the dataset, or in the file of the argument
