@@ -2,7 +2,7 @@
 
     python -m benchmarks.storage [--objects 1000] [--megabytes 200] [--tiny]
 
-The server is the stand-in for Storage (tests/storage_server.py). It uses the same cores, so only the ratios are
+The server is the fake Storage server (tests/storage_server.py). It uses the same cores, so only the ratios are
 meaningful.
 """
 

@@ -1,6 +1,6 @@
 """Measure three downloads of a dataset (first, without changes, after changes): `python -m benchmarks.sync [--tiny]`.
 
-5,000 objects of 50 KB are on the stand-in for Storage (tests/storage_server.py), which uses the same cores. The
+5,000 objects of 50 KB are on the fake Storage server (tests/storage_server.py), which uses the same cores. The
 compared programs are a plain httpx loop and, if installed, aria2 and rclone. rclone sends one GET for each object and
 no HEAD before it. Each program gets a list of the keys and its best number of connections.
 
@@ -206,7 +206,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
                 target="no object is downloaded; ≤ 1 s per 5,000 objects",
                 measured=f"{received} bytes, {again * 5000 / count:.2f} s per 5,000 objects (CPU {used * 5000 / count:.2f} s)",
                 met=received == 0 and again * 5000 / count <= 1.0,
-                why="the stand-in server uses the same cores for the listing",
+                why="the fake Storage server uses the same cores for the listing",
             )
             changed = dataset.keys[: max(count // 100, 1)]
             dataset.change(changed)

@@ -1,4 +1,4 @@
-"""HTTP of the Storage stand-in: connections, request and response bodies, and injected faults."""
+"""HTTP of the fake Storage server: connections, request and response bodies, and injected faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The routes of the Storage stand-in: listing, reading, signing and uploading objects."""
+"""The routes of the fake Storage server: listing, reading, signing and uploading objects."""
 
 from __future__ import annotations
 

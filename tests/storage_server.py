@@ -1,11 +1,11 @@
-"""A stand-in for the Supabase Storage API, with the measured behavior of the real server and with injected faults.
+"""A fake Supabase Storage server, with the measured behavior of the real server and with injected faults.
 
     with StorageServer({"datasets": False}, key="secret") as server:
         server.put("datasets", "a/data.yaml", b"…")
         server.fault("status", on="GET /object/", status=503, times=2)
         … server.url …
 
-`python -m tests.storage_server --port 5005 --bucket datasets --bucket training-artifacts --key …` starts the stand-in.
+`python -m tests.storage_server --port 5005 --bucket datasets --bucket training-artifacts --key …` starts the server.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class StorageServer(StorageState):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A stand-in for the Supabase Storage API.")
+    parser = argparse.ArgumentParser(description="A fake Supabase Storage server.")
     parser.add_argument("--port", type=int, default=5005)
     parser.add_argument("--bucket", action="append", default=[], help="a private bucket; can be given several times")
     parser.add_argument("--key", default="service-key")

@@ -1,4 +1,4 @@
-"""The objects, uploads and faults of the Storage stand-in."""
+"""The objects, uploads and faults of the fake Storage server."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ IMAGES = 250  # a listing needs three pages, because the default page size is 10
 def main() -> int:
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="supabase-demo-")))
-        print("starting PostgreSQL, PostgREST and a stand-in for Storage …")
+        print("starting PostgreSQL, PostgREST and a fake Storage server …")
         stack = opened.enter_context(running_stack())
         storage = opened.enter_context(storage_for(stack))
         app = opened.enter_context(WebApp(stack))

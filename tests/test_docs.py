@@ -118,7 +118,7 @@ def test_every_page_is_linked_from_the_readme():
 # ── commands: a test runs each command, unless the command needs a different host ──
 
 NEEDS_A_HOST = {
-    "sudo": "a host with systemd; tests/acceptance/test_systemd.py checks the units with a stand-in for systemd",
+    "sudo": "a host with systemd; tests/acceptance/test_systemd.py checks the units with a fake systemd",
     "sudoedit": "root",
     "journalctl": "a host with systemd",
     "pip": "a virtual environment to install into",
