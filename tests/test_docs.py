@@ -148,7 +148,7 @@ def test_every_documented_command_is_tested_or_needs_another_host():
 
 
 def test_tested_block_contains_all_documented_commands():
-    """tests/acceptance/test_readme.py runs all commands of this block in order. Other blocks only repeat commands."""
+    """tests/acceptance/test_readme.py runs the block of the section about own runs. Other blocks only repeat commands."""
     documented = {
         tuple(c.split()[2:3])
         for c in commands(README)
@@ -249,7 +249,7 @@ def test_every_event_kind_phase_and_outcome_is_documented():
     assert set(table_rows(section("Deliveries", PAGES["events"]))) == {delivery.value for delivery in Delivery}
 
 
-def test_codes_are_snake_case():
+def test_documented_codes_are_snake_case():
     codes = [code for page in ("events", "dataset-findings") for code in table_rows(PAGES[page])]
 
     assert [code for code in codes if not re.fullmatch(r"[a-z]+(_[a-z0-9]+)*", code)] == []

@@ -33,7 +33,7 @@ def test_second_call_of_warm_starts_no_process(program, tmp_path):
     assert len(subreapers()) == 1
 
 
-def test_without_warm_start_nothing_is_prestarted(program, tmp_path):
+def test_without_warm_start_no_process_is_prestarted(program, tmp_path):
     training = program("exits_on_first_order", str(tmp_path / "no"))
 
     training.trainer.warm()
@@ -108,7 +108,7 @@ def test_close_ends_prestarted_process_and_starts_no_other(program, tmp_path):
     assert subreapers() == []
 
 
-def test_parallel_trainings_have_separate_processes(program, tmp_path):
+def test_parallel_trainings_return_their_own_results(program, tmp_path):
     training = program("trains_quickly", warm_start=True).behave(seconds_per_epoch=0.1)
     orders = [training.order(epochs=2, run_dir=tmp_path / name) for name in ("one", "other")]
 

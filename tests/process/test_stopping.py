@@ -158,7 +158,7 @@ def test_cancel_after_final_event_is_ignored(program):
     assert training.train().report == {"fine": True}
 
 
-def test_lost_lease_discards_finished_model(program):
+def test_lost_lease_after_final_event_raises_stopped(program):
     training = program("hangs_after_finishing", exit=5)
     training.when(lambda t: t.of("finished"), lambda: training.stop.set(StopReason.LOST))
 
