@@ -84,7 +84,7 @@ def _identity(image: str, recipe: str) -> str:
 
 @cache
 def _makers() -> str:
-    """Return the installed versions of the libraries that determine the pixels."""
+    """Return the names and installed versions of the libraries that affect the pixels."""
     found = []
     for name in _MAKERS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -19,7 +19,7 @@ def split_samples(samples: list[Sample], rows: LabelRows, request: SplitRequest 
     """Return the samples with a split: the requested split, or else the split in the dataset.
 
     If the dataset has no train or no val split, it is split at random, as requested. If a random split is not requested
-    or impossible, an error goes into `report`, and samples without a split are put into train.
+    or impossible, an error goes into `report`, and each sample without a split is put into train.
     """
     if request and request.assigned:
         return assigned(samples, request, report)

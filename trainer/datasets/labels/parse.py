@@ -68,7 +68,7 @@ def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple
 
 
 def _rows(texts: Sequence[bytes]) -> Rows | None:
-    """Return the rows of texts. Return None for characters outside `_PLAIN` or a value that is not a number."""
+    """Return the rows, or None if a text has characters outside `_PLAIN` or a value that is not a number."""
     layout = _layout(texts)
     if layout is None:
         return None
@@ -87,7 +87,7 @@ def starts(cols: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _numeric(text: bytes, name: str, report: Report) -> bytes:
-    """Return the text with numbers as Python writes them. A line with a value that is not a number becomes empty."""
+    """Return the text with numbers as Python writes them. A line with any other value becomes empty and is reported."""
     lines = text.splitlines()
     for place, line in enumerate(lines):
         numbers = [_number(token) for token in line.split()]
