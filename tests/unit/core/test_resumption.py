@@ -39,7 +39,7 @@ SAME = {
     "default values of Ultralytics": {
         "configuration": {"patience": 100, "mosaic": 1, "fliplr": "0.5", "seed": 0, "amp": True}
     },
-    "steps after the training": {"configuration": {"export": ["torchscript"], "predictions": True}},
+    "exports and predictions after the training": {"configuration": {"export": ["torchscript"], "predictions": True}},
     "data loaders": {"configuration": {"workers": 7}},
     "devices": {"configuration": {"device": "0,1", "requires": {"gpus": 2}}},
     "an unknown setting": {"configuration": {"nonsense": 1}},

@@ -41,7 +41,7 @@ NO_ID = {
     "no id": b'[{"attempt": 1}]',
     "an id of null": b'[{"id": null}]',
     "an id that is a path": b'[{"id": "../../etc"}]',
-    "an id that is a number": b'[{"id": NaN}]',
+    "an id of NaN": b'[{"id": NaN}]',
 }
 CALLS = {
     "claim": lambda queue: queue.claim(Worker(id="w"), CLAIM, 60),

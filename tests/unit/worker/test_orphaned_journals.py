@@ -111,8 +111,8 @@ READABLE = {
         [1],
     ),
     "damaged lines": ([LEASE, EVENT, b"\xff\xff\xff", b"{" * 100_000, OUTCOME], [1]),
-    "a confirmation with a wrong type": ([LEASE, EVENT, {"delivered": "all"}, OUTCOME], [1]),
-    "all events confirmed": ([LEASE, EVENT, {"delivered": 1}, OUTCOME], []),
+    "a `delivered` line with a wrong type": ([LEASE, EVENT, {"delivered": "all"}, OUTCOME], [1]),
+    "events that were all delivered": ([LEASE, EVENT, {"delivered": 1}, OUTCOME], []),
 }
 
 

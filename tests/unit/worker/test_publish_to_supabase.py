@@ -34,8 +34,8 @@ NO_BUCKET = b'{"statusCode":"404","error":"NoSuchBucket","message":"Bucket not f
 BAD_KEY = b'{"statusCode":"400","error":"InvalidKey","message":"Invalid key: best.pt"}'
 
 TROUBLES = {
-    "signing answers 404 once": {"on": "POST /object/sign", "status": 404, "body": NO_KEY, "times": 1},
-    "signing answers 404 for a while": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 12},
+    "one 404 for a signed URL": {"on": "POST /object/sign", "status": 404, "body": NO_KEY, "times": 1},
+    "twelve 404s for signed URLs": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 12},
     "the bucket does not exist": {"on": "/", "status": 400, "body": NO_BUCKET, "times": 20},
     "an object key is rejected": {"on": "POST /object/training-artifacts", "status": 400, "body": BAD_KEY, "times": 7},
     "a login page for every route": {"on": "/", "status": 200, "body": b"<html>Log in</html>", "times": 20},
