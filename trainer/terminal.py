@@ -36,7 +36,7 @@ GONE_AFTER = timedelta(minutes=10)  # a worker reports every POLL_INTERVAL
 
 
 def _console() -> Console:
-    """Return a console on stdout. In a pipe or a file, lines are not cut or wrapped."""
+    """Return a console on stdout. In a pipe or a file, lines are not truncated or wrapped."""
     return Console() if sys.stdout.isatty() else Console(width=UNBOUNDED)
 
 

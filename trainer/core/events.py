@@ -122,7 +122,7 @@ class WeightsFile:
 class Finished:
     """The last event of a training process that produced a model.
 
-    `report` becomes part of `results` in the row (numbers only, limited size): `mAP`, `precision`, `recall`,
+    `report` becomes part of `results` in the row. It has a limited size and includes `mAP`, `precision`, `recall`,
     `metrics`, `test`, `per_class`, `curves`, `confusion_matrix`, `environment`, `exports`, `epochs_completed`.
     """
 

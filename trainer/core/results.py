@@ -16,8 +16,8 @@ from trainer.core.ports import ObjectStore, StoredObject
 class Artifact:
     """A published file. `path` is its key in `bucket` of `store`. `sha256` is the checksum of the uploaded bytes.
 
-    `url` was valid at the time of the upload; `with_fresh_urls` returns a new URL. Rows of other programs may have no
-    bucket and no store. The defaults are the artifacts bucket and the configured store of the service.
+    `url` was valid at the time of the upload; `with_fresh_urls` returns a new URL. Rows that other programs wrote may
+    have no bucket and no store. The defaults are the artifacts bucket and the configured store of the service.
     """
 
     name: str

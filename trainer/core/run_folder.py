@@ -27,7 +27,7 @@ WEIGHTS = "weights"
 BEST = "best.pt"
 LAST = "last.pt"
 
-_SHORTEST_UUID_PART = 12  # digits; an attempt number is shorter, so the end of a UUID is not read as an attempt
+_SHORTEST_UUID_PART = 12  # digits; an attempt number has fewer digits, so the end of a UUID is not read as one
 
 
 @dataclass(frozen=True, order=True)

@@ -79,9 +79,9 @@ def _is_plain(name: str) -> bool:
 def _path_problem(path: str) -> str | None:
     parts = path.split("/")
     if path.startswith(("/", "~", "-")) or "\\" in path:
-        return "a path must be relative to MODELS_DIR and use /"
+        return "a path must be relative, must not start with ~ or -, and must use / instead of \\"
     if any(part in {"", ".", ".."} or part.startswith(".") for part in parts):
-        return "a path must not have .., empty or hidden parts"
+        return "a path must not contain .., an empty name or a hidden name"
     if any(len(part.encode(errors="replace")) > 255 for part in parts):
         return "a part of the path is too long"
     return None

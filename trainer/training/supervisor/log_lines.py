@@ -18,7 +18,7 @@ class OutputLines:
 
     A progress bar redraws a line with carriage returns. At most one version of such a line is returned per second, and
     always the last version, which ends with a newline. Colors and control characters are removed. Invalid UTF-8 is
-    replaced. Lines longer than `LONGEST` are cut.
+    replaced. Lines longer than `LONGEST` are truncated.
     """
 
     def __init__(self) -> None:

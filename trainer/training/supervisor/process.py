@@ -103,7 +103,7 @@ class ChildTrainer:
 
     @contextlib.contextmanager
     def _process(self, order: TrainingOrder) -> Iterator[tuple[ProcessTree, bool]]:
-        """Send the order to a process. Yield the process, and whether it was prestarted. End its tree afterwards."""
+        """Send the training order to a process. Yield the process, and whether it was prestarted. Then end its tree."""
         with self._lock:
             prestarted, self._prestarted = self._prestarted, None
         if prestarted and prestarted.ended.is_set():

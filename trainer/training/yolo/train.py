@@ -132,7 +132,7 @@ class Training:
         return Finished(best=best, last=last, report={"images_per_second": self._meter.images_per_second})
 
     def _load_checkpoint(self) -> None:
-        """Use the checkpoint of the order, if it can be loaded: resume from it, or start from its best weights."""
+        """Use the checkpoint of the order if it can be loaded: resume from it, or start from its best weights."""
         order = self._order
         if order.best_of:
             best = checkpoint_file.checkpoints_folder(order.run_dir) / "start.pt"
