@@ -83,7 +83,7 @@ def disk_failed(error: OSError, message: str) -> MachineFailed:
 
 @contextmanager
 def disk_errors(describe: Callable[[OSError], str]) -> Iterator[None]:
-    """Replace an OSError of the block by the error of `disk_failed`, with the message `describe(error)`."""
+    """Replace an OSError in the block with the error from `disk_failed`, with the message `describe(error)`."""
     try:
         yield
     except OSError as error:

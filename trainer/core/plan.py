@@ -1,4 +1,4 @@
-"""The plan of a run: a queued request, typed and complete. `trainer/request/` parses a row into a plan."""
+"""The plan of a run: its validated request, with all settings. `trainer/request/` parses a row into a plan."""
 
 from __future__ import annotations
 

@@ -40,13 +40,13 @@ class Queue(Protocol):
     """
 
     def claim(self, worker: Worker, claim_id: str, lease_seconds: float) -> Lease | None:
-        """End or requeue expired runs. Claim the next suitable run, or return None. Report the worker online."""
+        """End or requeue expired runs. Claim the next suitable run or return None. Report that the worker is online."""
 
     def peek(self, worker: Worker) -> Job | None:
         """Return the run that `claim` would return now, without a claim."""
 
     def beat(self, lease: Lease, progress: JsonObject | None, events: Sequence[RunEvent]) -> Verdict:
-        """Renew the lease, merge `progress` into the row, store each event once. Report the worker busy.
+        """Renew the lease, merge `progress` into the row, and store each event once. Report that the worker is busy.
 
         An expired lease is also renewed, unless another worker claimed the run. A `checkpoint` event with a new highest
         epoch resets the count of lost attempts. A `checkpoint` event with a key becomes the checkpoint of the row. An

@@ -34,7 +34,7 @@ SECTIONS = frozenset(
 
 
 def squeezed(name: str) -> str:
-    """Return a name in the form in which names are compared: `batchSize`, `batch_size` and `BATCH-SIZE` are the same."""
+    """Return a normalized name for comparisons: the same for `batchSize`, `batch_size` and `BATCH-SIZE`."""
     return re.sub(r"[\s_-]+", "", name.lower())
 
 

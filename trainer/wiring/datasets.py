@@ -37,7 +37,7 @@ def build_datasets(
     opened: ExitStack,
     extra: tuple[Path, ...] = (),
 ) -> FetchedDatasets:
-    """Return the port `Datasets` of a service. A row can name files in the folders of the settings and in `extra`."""
+    """Return the adapter for the port `Datasets`. A row can name files in the folders of the settings and `extra`."""
     root, roots = settings.datasets_folder, dataset_roots(settings, extra)
     own_hosts = [urlsplit(backend.url).netloc] if backend.url else []
     web = GuardedClient(allowed_hosts=settings.allowed_dataset_hosts, own_hosts=own_hosts)
