@@ -64,10 +64,10 @@ def extract(
 ) -> Extraction:
     """Extract the `wanted` members into the new folder `into`. On an error, the caller removes the folder.
 
-    `name` is the name of the archive in messages. The names of all members are checked, also of unwanted members. `on_total` is
-    called with the declared total size of a zip before the first write. `on_bytes` is called with the size of each
-    written piece. Raises `Stopped`, and `DatasetError` for damage, encryption, exceeded limits, unsafe names, and
-    members that are not regular files or folders.
+    `name` is the name of the archive in messages. The names of all members are checked, also of unwanted members.
+    `on_total` is called with the declared total size of a zip before the first write. `on_bytes` is called with the
+    size of each written piece. Raises `Stopped`, and `DatasetError` for damage, encryption, exceeded limits, unsafe
+    names, and members that are not regular files or folders.
     """
     work = Extraction(archive, into, stop, name or archive.name, limits or Limits(), wanted, on_total, on_bytes)
     kind = sniff(archive)
