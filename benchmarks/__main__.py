@@ -25,7 +25,7 @@ NAMES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
+    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
     parser.add_argument(
         "names", nargs="*", choices=[*NAMES, []], metavar="NAME", help=f"one of {', '.join(NAMES)}; default: all"
     )

@@ -47,7 +47,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
                 what=f"claim by {workers} workers, one claim per second and worker, {finished:,} finished runs, {what}",
                 target="p99 ≤ 50 ms, no double claim",
                 measured=f"p50 {p50:.0f} ms, p99 {p99:.0f} ms, {double} double claims",
-                peer=f"only the database, all claims at the same time: p50 {alone[0]:.0f} ms, p99 {alone[1]:.0f} ms (empty table: "
+                peer=f"pgbench directly in the database, without pauses: p50 {alone[0]:.0f} ms, p99 {alone[1]:.0f} ms (empty table: "
                 f"{empty[0]:.0f} ms, {empty[1]:.0f} ms); adapters without pauses: p99 {percentiles(unpaced)[1]:.0f} ms",
                 met=p99 <= 50 and not double,
                 why="32 clients, their gateway, PostgREST and PostgreSQL share two cores here",
@@ -100,7 +100,7 @@ def adapters(stack: Stack, count: int) -> Iterator[list[SupabaseQueue]]:
 
 
 def through_adapters(queues: list[SupabaseQueue], claims: int, every: float) -> tuple[list[float], list[str]]:
-    """Claim runs with each queue, once in `every` seconds. Return the seconds of each claim, and the IDs of the runs."""
+    """Send `claims` claims per queue, one every `every` seconds. Return the seconds of each claim, and the run IDs."""
     seconds: list[float] = []
     taken: list[str] = []
 
@@ -124,7 +124,7 @@ def through_adapters(queues: list[SupabaseQueue], claims: int, every: float) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
+    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
     for figure in figures(tiny=parser.parse_args().tiny):
         print(figure.line(), flush=True)
 

@@ -24,7 +24,7 @@ from tests.supabase_stack import Stack, running_stack
 ROOT = Path(__file__).parents[1]
 
 
-POLL = 1.0  # seconds between two claims over Supabase; a tenth of the default
+POLL = 1.0  # seconds between two claims with Supabase; a tenth of the default
 
 
 def figures(*, tiny: bool, seconds: float = 60.0) -> Iterator[Figure]:
@@ -52,7 +52,7 @@ def figures(*, tiny: bool, seconds: float = 60.0) -> Iterator[Figure]:
             share = processor(process, polls * POLL)
             memory, requests, claimed = process.memory_info().rss / 2**20, len(stack.gateway.requests), claims(stack)
     yield Figure(
-        what="idle worker over Supabase",
+        what="idle worker with Supabase",
         target="≤ 80 MiB, ≤ 1 request per poll interval",
         measured=f"{memory:.0f} MiB, {requests} requests in {polls} intervals of {POLL:g} s, all of them claims; "
         f"{share:.2%} of a CPU core",
@@ -81,7 +81,7 @@ def claims(stack: Stack) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="seconds of the CPU measurement with the local queue")
-    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
+    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
     options = parser.parse_args()
     for figure in figures(tiny=options.tiny, seconds=options.seconds):
         print(figure.line())

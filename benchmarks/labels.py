@@ -74,7 +74,7 @@ def labels_of(data: str, table: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
+    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
     parser.add_argument("--labels-of", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.labels_of:

@@ -136,7 +136,7 @@ def _choice_of_cache(dataset: PreparedDataset, home: Path, imgsz: int, baseline:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
+    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
     parser.add_argument("--epochs-of", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.epochs_of:

@@ -95,7 +95,7 @@ def downloads(store: SupabaseObjectStore, url: str, folder: Path, count: int) ->
                         (folder / kind).mkdir()
                     rate = count / in_threads(threads, kinds[name], objects)
                     rates[name][place] = max(rates[name][place], rate)
-    print("download, files/s at threads " + " ".join(f"{threads:>7}" for threads in THREADS) + "    best")
+    print("download, files/s by threads " + " ".join(f"{threads:>7}" for threads in THREADS) + "    best")
     for name, found in rates.items():
         print(f"{name:>28} " + " ".join(f"{rate:>7.0f}" for rate in found) + f" {max(found):>7.0f}")
     print(
@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, default=1000)
     parser.add_argument("--megabytes", type=int, default=200)
-    parser.add_argument("--tiny", action="store_true", help="one small round, only as a test")
+    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
     options = parser.parse_args()
     count, megabytes = (30, 8) if options.tiny else (options.objects, options.megabytes)
     with opened() as (store, url, folder):

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a clean environment, short tracebacks in logs, and no disk syncs."""
+"""Fixtures of all tests: a clean environment, plain tracebacks in logs, and no disk syncs."""
 
 import os
 import signal

@@ -54,7 +54,7 @@ def shows(row, lease, outcome):
 
 
 class Invariants:
-    """Checks of the rows before and after a change. `runs` and `attempts` are filled by the test."""
+    """Checks of the rows before and after a change. The test fills `runs` and `attempts`."""
 
     def __init__(self, lab):
         self.lab = lab

@@ -50,8 +50,8 @@ def test_hostile_yaml_at_url_is_rejected(server, fetcher, place, text):
 
 HEAD = {"task": "detect", "class_names": {"0": "a"}}
 EXPORTS = {
-    "URL of loopback address": [HEAD, {"file": "a.jpg", "split": "train", "url": "http://127.0.0.1:1/a.jpg"}],
-    "URL of metadata service": [HEAD, {"file": "a.jpg", "split": "train", "url": "http://169.254.169.254/a.jpg"}],
+    "URL of the loopback address": [HEAD, {"file": "a.jpg", "split": "train", "url": "http://127.0.0.1:1/a.jpg"}],
+    "URL of the metadata service": [HEAD, {"file": "a.jpg", "split": "train", "url": "http://169.254.169.254/a.jpg"}],
     "file URL": [HEAD, {"file": "a.jpg", "split": "train", "url": "file:///etc/passwd"}],
     "path as URL": [HEAD, {"file": "a.jpg", "split": "train", "url": "/etc/passwd"}],
     "storage reference as URL": [HEAD, {"file": "a.jpg", "split": "train", "url": "storage:p/s/a.jpg"}],
