@@ -148,8 +148,12 @@ def _locked(path: Path, lock: int, how: int) -> bool:
 
 def _release(path: Path, lock: int) -> None:
     with contextlib.suppress(OSError):
-        if _locked(path, lock, fcntl.LOCK_EX):  # no other process uses the folder
-            path.unlink()
+        # flock releases a shared lock before it locks exclusively, so a sweep can lock the file in between for a moment
+        for _ in range(3):
+            if _locked(path, lock, fcntl.LOCK_EX):  # no other process uses the folder
+                path.unlink()
+                break
+            time.sleep(0.01)
     os.close(lock)
 
 

@@ -145,6 +145,21 @@ def test_folder_taken_for_removal_is_not_used_by_other_threads(folder):
     assert not lock_file(folder).exists()
 
 
+def test_lock_file_is_removed_even_if_a_sweep_locks_it_during_release(folder, monkeypatch):
+    flock, rejected = fcntl.flock, []
+
+    def reject_once(lock, how):
+        if how & fcntl.LOCK_EX and not rejected:
+            rejected.append(lock)
+            raise BlockingIOError
+        flock(lock, how)
+
+    monkeypatch.setattr("trainer.disk.folder_locks.fcntl.flock", reject_once)
+    with FolderLocks().held(folder):
+        pass
+    assert rejected and not lock_file(folder).exists()
+
+
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_file_system_without_locks_does_not_fail_run(folder, monkeypatch, code):
     def refuse(*_):
