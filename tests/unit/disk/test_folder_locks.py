@@ -157,7 +157,8 @@ def test_lock_file_is_removed_even_if_a_sweep_locks_it_during_release(folder, mo
     monkeypatch.setattr("trainer.disk.folder_locks.fcntl.flock", reject_once)
     with FolderLocks().held(folder):
         pass
-    assert rejected and not lock_file(folder).exists()
+    assert rejected
+    assert not lock_file(folder).exists()
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
