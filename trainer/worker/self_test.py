@@ -58,7 +58,7 @@ def write_and_read(folder: Path) -> None:
         file.write(CONTENT)
         os.fsync(file.fileno())
         if os.pread(file.fileno(), len(CONTENT) + 1, 0) != CONTENT:
-            raise OSError(errno.EIO, "the content read differs from the content written")
+            raise OSError(errno.EIO, "the disk returned different data than was written")
 
 
 def disk_problem(setting: str, folder: Path, error: OSError) -> str:

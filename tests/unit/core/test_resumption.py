@@ -78,7 +78,7 @@ def test_changeable_settings_are_applied_on_resume(changed, change):
 
 
 @pytest.mark.parametrize(("changed", "change"), APPLIED.values(), ids=APPLIED)
-def test_completed_training_accepts_no_change(changed, change):
+def test_completed_training_starts_over_after_changed_setting(changed, change):
     before = setup(data_yaml="https://host/x.zip?token=1") if "data_yaml" in changed else NOW
     decision = decide(before, setup(**changed), epoch=100, complete=True)
     assert decision == StartOver(from_best=True, changes=(change,))
@@ -191,13 +191,13 @@ def test_invalid_recorded_settings_give_short_list_of_changes():
 # ── comparison of the tables with Ultralytics ──
 
 
-def test_defaults_match_installed_version():
+def test_defaults_match_installed_ultralytics():
     package = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
     installed = yaml.safe_load((package / "cfg" / "default.yaml").read_text())
     assert {name: installed[name] for name in ARGUMENTS} == {**DEFAULTS, "workers": 8}
 
 
-def test_changeable_settings_match_installed_version():
+def test_changeable_settings_match_installed_ultralytics():
     package = Path(importlib.util.find_spec("ultralytics").submodule_search_locations[0])
     source = (package / "engine" / "trainer.py").read_text()
     allowed = set(re.findall(r'"(\w+)"', source.partition("allowed = ")[2].partition("}")[0]))

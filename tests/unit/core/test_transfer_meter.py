@@ -1,4 +1,4 @@
-"""The meter of uploads and downloads."""
+"""The meter that reports the progress and the rate of uploads and downloads."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -77,7 +77,7 @@ def test_lease_expires_by_clock_of_queue(host, queue):
 
 def test_backoff_ends_by_clock_of_queue(host, queue):
     run_id = enqueue(queue)
-    for pause in (0, 20):  # seconds of backoff after the first and the second lost worker
+    for pause in (0, 20):  # seconds of backoff after the first and the second expired lease
         assert claim(queue).job.id == run_id
         host.wait(61)
         if pause:

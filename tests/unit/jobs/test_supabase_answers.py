@@ -1,4 +1,4 @@
-"""Invalid answers from a proxy, a login page or a broken connection become errors of the service."""
+"""An invalid answer from a proxy, a login page or a broken connection becomes a TrainerError."""
 
 import json
 from urllib.parse import parse_qs

@@ -92,7 +92,7 @@ CASES = {"head": ("http", b"", HEAD), "body": ("http", BODY, b"x" * 10_000), "tl
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_database_call_ends_in_time(dripping, case):
+def test_database_call_ends_at_time_limit(dripping, case):
     scheme, at_once, dripped = CASES[case]
     url = f"{scheme}://127.0.0.1:{dripping(at_once, dripped).port}"
     with Project(url, "sb_secret_x", CallLimits(connect=30, read=0.9, total=TOTAL)) as project:
@@ -103,7 +103,7 @@ def test_database_call_ends_in_time(dripping, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_storage_api_call_ends_in_time(dripping, case):
+def test_storage_api_call_ends_at_time_limit(dripping, case):
     scheme, at_once, dripped = CASES[case]
     times = HttpTimes(connect=30, read=0.9, total=TOTAL, stored=0.9)
     api = StorageApi(f"{scheme}://127.0.0.1:{dripping(at_once, dripped).port}", "key", times=times)
@@ -115,7 +115,7 @@ def test_storage_api_call_ends_in_time(dripping, case):
 
 
 @pytest.mark.parametrize("case", ["head", "tls"])
-def test_download_without_first_byte_ends_in_time(dripping, case):
+def test_download_without_first_byte_ends_at_time_limit(dripping, case):
     scheme, at_once, dripped = CASES[case]
     times = HttpTimes(connect=30, read=0.9, total=TOTAL)
     api = StorageApi(f"{scheme}://127.0.0.1:{dripping(at_once, dripped).port}", "key", times=times)
@@ -123,7 +123,7 @@ def test_download_without_first_byte_ends_in_time(dripping, case):
         pass
 
 
-def test_slow_download_ends_after_time_for_its_size(dripping, monkeypatch):
+def test_slow_download_ends_at_time_limit_for_its_size(dripping, monkeypatch):
     # 10,000 bytes per second, so a body of 10,000 bytes has one more second
     monkeypatch.setattr("trainer.remote.storage_api.SLOWEST", 10_000)
     api = StorageApi(
@@ -134,7 +134,7 @@ def test_slow_download_ends_after_time_for_its_size(dripping, monkeypatch):
             api.read(response)
 
 
-def test_slow_upload_ends_in_time(dripping, monkeypatch):
+def test_slow_upload_ends_at_time_limit(dripping, monkeypatch):
     monkeypatch.setattr("trainer.remote.storage_api.SLOWEST", 100_000_000)
     server = dripping(reads=False)
     api = StorageApi(f"http://127.0.0.1:{server.port}", "key", times=HttpTimes(write=0.9, total=TOTAL, stored=0.0))
@@ -145,7 +145,7 @@ def test_slow_upload_ends_in_time(dripping, monkeypatch):
         )
 
 
-def test_dataset_download_with_slow_headers_ends_in_time(dripping, tmp_path, monkeypatch):
+def test_dataset_download_with_slow_headers_ends_at_time_limit(dripping, tmp_path, monkeypatch):
     monkeypatch.setattr(web, "HEAD_SECONDS", TOTAL)
     server = dripping(b"", HEAD)
     client = GuardedClient(allowed_hosts=[f"127.0.0.1:{server.port}"], policy=RetryPolicy(tries=1))
@@ -153,20 +153,20 @@ def test_dataset_download_with_slow_headers_ends_in_time(dripping, tmp_path, mon
         client.download(f"http://127.0.0.1:{server.port}/a.zip", tmp_path / "a.zip", StopSignal())
 
 
-def test_weights_download_with_slow_headers_ends_in_time(dripping, tmp_path, monkeypatch):
+def test_weights_download_with_slow_headers_ends_at_time_limit(dripping, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.remote.download.HEAD_SECONDS", TOTAL)
     url = f"http://127.0.0.1:{dripping(b'', HEAD).port}/yolo11n.pt"
     with ends_in_time(), pytest.raises(Unavailable):
         download(url, tmp_path / "yolo11n.pt", StopSignal(), largest=1000)
 
 
-def test_clock_request_ends_in_time(dripping, monkeypatch):
+def test_clock_request_ends_at_time_limit(dripping, monkeypatch):
     monkeypatch.setattr("trainer.remote.clock.SECONDS", TOTAL)
     with ends_in_time(), pytest.raises(Unavailable):
         clock_skew(f"http://127.0.0.1:{dripping(b'', HEAD).port}")
 
 
-def test_stop_ends_call_before_its_limit(dripping):
+def test_stop_ends_call_before_its_time_limit(dripping):
     api = StorageApi(f"http://127.0.0.1:{dripping(b'', HEAD).port}", "key", times=HttpTimes())
     stop = StopSignal()
     timer = threading.Timer(0.3, stop.set, [StopReason.CANCELED])
@@ -188,7 +188,7 @@ def test_each_call_has_its_own_time_limit(dripping):
         assert project.call("a") == []
 
 
-def test_call_to_host_with_many_unresponsive_addresses_ends_in_time(monkeypatch):
+def test_call_to_host_with_many_unresponsive_addresses_ends_at_time_limit(monkeypatch):
     """The connect timeout limits the wait for each address, and the time limit of the call limits all waits."""
     blocked = socket.create_server(("0.0.0.0", 0), backlog=0)
     port = blocked.getsockname()[1]

@@ -85,7 +85,7 @@ def test_rejection_has_status_and_advice_and_is_not_retried(server, client, tmp_
 
 
 @pytest.mark.parametrize("status", ["500 Oops", "503 Busy", "429 Slow Down"])
-def test_failing_server_is_retried_and_then_unavailable(server, client, tmp_path, status):
+def test_download_is_retried_and_then_raises_unavailable(server, client, tmp_path, status):
     server.pages["/a"] = body(b"no", status=status)
     with pytest.raises(Unavailable, match=status[:3]):
         client.download(server.url("/a"), tmp_path / "a", StopSignal())

@@ -137,13 +137,13 @@ def test_heartbeats_and_their_failures_are_counted(metrics, tmp_path):
 
 def test_epoch_metric_is_removed_when_run_ends(metrics, tmp_path):
     worker = WorkerFixture(tmp_path)
-    worker.enqueue()
+    run_id = worker.enqueue()
 
     worker.work(reporter=metrics, beat=metrics.counted(worker.queue.beat))
 
     assert value(metrics, "runs_total", outcome="completed") == 1
     assert value(metrics, "beats_total") >= 1
-    assert value(metrics, "epoch", run_id="r") is None
+    assert value(metrics, "epoch", run_id=run_id) is None
 
 
 def test_metrics_are_served_on_localhost(metrics):

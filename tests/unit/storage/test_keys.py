@@ -13,7 +13,7 @@ from trainer.storage.keys import escaped_key
 FILE_NAMES = (
     st.text(st.characters(exclude_characters="\0", exclude_categories=()))
     .filter(
-        # the lone surrogates for bytes that are not UTF-8; a file system never returns other surrogates
+        # Python reads a byte of a file name that is not UTF-8 as a lone surrogate from \udc80 to \udcff
         lambda name: all(not "\ud800" <= letter <= "\udfff" or "\udc80" <= letter <= "\udcff" for letter in name),
     )
     .map(lambda name: name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape"))
@@ -32,7 +32,7 @@ def test_escape_can_be_undone_for_every_file_name(name):
 
 
 @given(FILE_NAMES.filter(bool))
-def test_storage_accepts_every_key(name):
+def test_storage_accepts_every_escaped_key(name):
     key = escaped_key(name)
     assert GOOD_KEY.fullmatch(key)
     assert not {".", ".."} & set(key.split("/"))

@@ -1,4 +1,4 @@
-"""The router of several stores."""
+"""The store router: each call goes to the store that the reference names."""
 
 import pytest
 

@@ -137,7 +137,7 @@ def test_repeated_page_raises_unavailable(server, store):
 
 @pytest.mark.parametrize("odd", ODD)
 def test_invalid_object_description_raises_unavailable(server, store, odd):
-    """If HEAD is rejected, the size comes from a JSON answer."""
+    """If HEAD is rejected, the store reads the size from the JSON answer of GET /object/info."""
     ref = ObjectRef(bucket="data", key="runs/1/other.txt")
     server.fault("status", on="HEAD /object/data", status=404, times=2)
     server.fault("status", on="GET /object/info", status=200, body=ODD[odd], times=2)
@@ -204,7 +204,7 @@ def test_object_missing_right_after_upload_raises_unavailable(server, store, upl
 
 
 def test_web_page_with_404_does_not_make_public_bucket_private(server, store, upload):
-    """After a restart of the gateway, the URL of a public object must not expire."""
+    """A restarting gateway can answer 404. If the bucket counted as private, the URL of the object would expire."""
     server.buckets["data"].public = True
     server.fault("status", on="GET /bucket/", status=404, times=1)
 

@@ -96,7 +96,7 @@ def test_edit_in_place_changes_etag(store, root):
     assert store.stat(ref("a")).etag != before.etag
 
 
-def test_object_edited_during_download_is_not_published(store, root, tmp_path):
+def test_edit_during_download_raises_unavailable_and_leaves_no_file(store, root, tmp_path):
     path = root / "data/a"
     path.write_bytes(b"a" * 3 * MIB)
 

@@ -100,7 +100,7 @@ def test_unchanged_object_is_304_and_etag_is_md5(server, client):
     assert client.get("/object/data/a", headers={"If-None-Match": etag}).status_code == 304
 
 
-def test_limits_of_size_and_type_are_enforced(server, client):
+def test_limits_of_size_and_mime_type_are_enforced(server, client):
     assert client.post("/object/data/a", content=bytes(20_000_001)).json()["statusCode"] == "413"
     server.buckets["data"].file_size_limit, server.buckets["data"].mime_types = 10, ["image/png"]
     assert client.post("/object/data/a", content=bytes(11)).json()["statusCode"] == "413"

@@ -1,4 +1,4 @@
-"""The store over TLS, as in every hosted project. A connection waits in slices of 0.5 s, which must not break TLS."""
+"""The store over TLS, as in every hosted project. A connection waits for at most 0.5 s; this must not break TLS."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def store(server, certificate, tmp_path, monkeypatch):
 def test_large_objects_are_transferred_over_slow_connection(server, store, tmp_path):
     content = os.urandom(9 * MIB)
     (tmp_path / "best.pt").write_bytes(content)
-    server.fault("slow", on="PATCH", rate=4e6)  # a write waits longer than one slice
+    server.fault("slow", on="PATCH", rate=4e6)  # a write takes longer than 0.5 s
     server.fault("delay", on="GET /object/data", seconds=0.7)
     store.upload(tmp_path / "best.pt", REF, StopSignal())
     store.download(REF, tmp_path / "back", StopSignal())

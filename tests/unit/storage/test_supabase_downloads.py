@@ -1,4 +1,4 @@
-"""Downloads of the Supabase store with faults of the server and of the network."""
+"""Downloads from the Supabase store with faults of the server and of the network."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_large_download_is_resumed_by_another_process(server, make_store, tmp_pa
     assert sum(reported) == len(content)
 
 
-def test_complete_partial_file_is_not_downloaded_again(server, store, tmp_path):
+def test_part_file_with_complete_content_is_not_downloaded_again(server, store, tmp_path):
     content = os.urandom(9 * MIB)
     server.put(REF.bucket, REF.key, content)
     (tmp_path / "out").mkdir()

@@ -15,7 +15,7 @@ from trainer.core.errors import ObjectMissing, Unavailable
 
 
 @pytest.mark.parametrize("v2", [True, False])
-def test_both_listing_versions_are_complete(server, store, v2):
+def test_listing_is_complete_with_both_api_versions(server, store, v2):
     server.v2 = v2
     keys = fill(server, 2100)
     server.put("data", "set/.emptyFolderPlaceholder", b"")

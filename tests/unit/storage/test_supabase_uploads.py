@@ -1,4 +1,4 @@
-"""Uploads of the Supabase store with faults of the server and of the network."""
+"""Uploads to the Supabase store with faults of the server and of the network."""
 
 from __future__ import annotations
 

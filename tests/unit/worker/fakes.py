@@ -1,4 +1,4 @@
-"""Fakes: training, datasets, weights, reporters, and a store or queue that fails."""
+"""Fakes: training, datasets, weights, a reporter, and a store or queue with replaced or failing methods."""
 
 import hashlib
 import json

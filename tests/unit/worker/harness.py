@@ -196,7 +196,7 @@ def in_background(work):
 
 
 def failing_store(worker, method, errors):
-    """Return the store of `worker`. Its `method` raises one of `errors` per call, and then works."""
+    """Return the store of `worker`. Each call of its `method` raises the next of `errors`. Later calls work."""
     fail, call = raising(*errors), getattr(worker.store, method)
 
     def fail_or_call(*arguments, **more):

@@ -61,7 +61,7 @@ class Host:
         return path
 
     def upload(self, epoch, setup=NOW):
-        """Upload a checkpoint that no run folder has, and name it in the row."""
+        """Upload a checkpoint that is in no run folder, and set it as the checkpoint of the row."""
         path = self.keep(self.first.parent / "elsewhere", epoch, setup)
         self.store.upload(path, ObjectRef(bucket=BUCKET, key=self.key), StopSignal())
         facts = json.loads(path.with_suffix(".json").read_text())

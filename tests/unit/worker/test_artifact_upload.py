@@ -67,7 +67,7 @@ def test_publishing_twice_is_idempotent(store, run_dir):
     assert store.stat(ObjectRef(bucket="b", key="training_runs/r/2/best.pt")).bytes == 4
 
 
-def test_progress_is_reported_for_each_file(store, run_dir):
+def test_last_progress_event_counts_all_files_and_bytes(store, run_dir):
     events = []
 
     published(store, run_dir, events)
@@ -77,7 +77,7 @@ def test_progress_is_reported_for_each_file(store, run_dir):
     assert events[-1].bytes == events[-1].total_bytes
 
 
-def test_stop_ends_upload_before_next_file(store, run_dir):
+def test_no_file_is_uploaded_after_lost_lease(store, run_dir):
     stop = StopSignal()
     stop.set(StopReason.LOST)
 

@@ -24,7 +24,7 @@ def test_canceled_run_keeps_artifacts_without_model_url(worker):
     assert {"last.pt", "run.log"} <= worker.artifacts(run_id).keys()
 
 
-def test_cancel_during_upload_keeps_the_model(worker):
+def test_run_canceled_during_upload_lists_best_pt_without_model_url(worker):
     run_id = worker.enqueue()
 
     def cancel_and_upload(path, *arguments, **more):

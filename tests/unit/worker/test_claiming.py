@@ -19,7 +19,7 @@ from trainer.worker.journal import Journal
 
 
 def test_unanswered_claim_is_repeated_with_same_claim_id(worker, queue):
-    """The queue granted the claim, but its answer was lost. The run must not wait until the lease expires."""
+    """The answer of the queue was lost. With a new claim ID, the run would be idle until its lease expires."""
     run_id = worker.enqueue()
     queue.after = raising(Unavailable("the answer was lost"))
 
@@ -31,7 +31,7 @@ def test_unanswered_claim_is_repeated_with_same_claim_id(worker, queue):
     assert worker.row(run_id)["attempt"] == 1
 
 
-def test_service_survives_outage_at_start(worker, queue):
+def test_run_is_claimed_after_outage_at_start(worker, queue):
     run_id = worker.enqueue()
     queue.before = raising(Unavailable("down"))
 

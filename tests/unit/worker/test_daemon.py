@@ -15,7 +15,7 @@ from trainer.worker import daemon as daemon_module
 from trainer.worker.journal import Journal
 
 
-def test_queued_runs_are_executed_in_turn(worker, queue):
+def test_all_queued_runs_are_executed(worker, queue):
     runs = [worker.enqueue() for _ in range(3)]
 
     with serving(worker, queue):

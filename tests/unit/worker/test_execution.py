@@ -1,4 +1,4 @@
-"""One run, from lease to outcome."""
+"""The execution of one run, from its lease to its outcome."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def test_row_has_path_checksum_and_size_of_each_artifact(worker, tmp_path):
         assert copy.stat().st_size == artifact["bytes"]
 
 
-def test_manifest_lists_every_other_artifact(worker, tmp_path):
+def test_manifest_lists_all_artifacts_except_itself(worker, tmp_path):
     run_id = worker.enqueue()
     worker.work()
     worker.store.download(

@@ -45,7 +45,7 @@ TRAINED = {"last.pt", "run.log", "manifest.json"}
 
 
 @pytest.mark.parametrize("error", [OSError(30, "Read-only file system"), KeyError("bug"), MachineFailed("disk full")])
-def test_view_that_cannot_be_removed_does_not_lose_model(worker, error):
+def test_run_completes_if_its_view_cannot_be_removed(worker, error):
     run_id = worker.enqueue()
 
     def fail(view, *, keep=False):

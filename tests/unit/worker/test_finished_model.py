@@ -67,7 +67,7 @@ def test_epochs_missed_by_killed_service_are_reported_with_finished_model(worker
     "table",
     ["", "epoch,time\n", "epoch,time,lr/pg0\n2,3,many\n", "epoch,time,lr/pg0\n" + "9999,1,1\n" * 9, None],
 )
-def test_damaged_results_csv_does_not_lose_model(worker, table):
+def test_model_is_published_if_results_csv_is_damaged(worker, table):
     run_id, run_dir = interrupted_upload(worker)
     worker.forget_epochs(run_id, after=1)
     worker.update_row(run_id, last_reported_epoch=1, last_reported_attempt=1)
@@ -190,8 +190,8 @@ def test_finished_model_is_published_only_if_row_requests_same_training(worker, 
     assert len(worker.warnings(run_id, "settings_changed")) == trainings - 1
 
 
-def test_finished_model_of_other_version_is_published(worker):
-    """Another version can record other warnings, the settings in another order, and default values."""
+def test_model_finished_by_other_service_version_is_published(worker):
+    """Another version of the service can record other warnings, the settings in another order, and default values."""
     run_id, run_dir = interrupted_upload(worker)
     marker = json.loads((run_dir / ".finished.json").read_text())
     plan = marker["report"]["plan"]
@@ -210,7 +210,7 @@ def test_finished_model_of_other_version_is_published(worker):
     assert worker.warnings(run_id, "settings_changed") == []
 
 
-def test_model_trained_with_halved_batch_is_published_without_new_training(worker):
+def test_model_trained_with_smaller_batch_size_is_published_without_new_training(worker):
     worker.trainer.batch = 4
     run_id, _ = interrupted_upload(worker)
 

@@ -1,6 +1,8 @@
-"""An unhealthy host stops claiming runs. After a passed self-test, it claims one trial run, which proves that it works.
+"""An unhealthy host claims no runs until it passes the self-test. It then claims one trial run.
 
-The clock is fake, so that no test sleeps.
+If the trial run saves a checkpoint or completes, the host claims other runs.
+
+Most tests use a fake clock, so that they do not sleep.
 """
 
 import threading
@@ -16,7 +18,7 @@ DRIVER = HostFailed("The GPU or its driver failed.")
 
 
 class Host:
-    """A host with a clock, whose self-test returns `problem`."""
+    """A host with a fake clock. Its self-test returns `problem`."""
 
     def __init__(self):
         self.now = 1000.0
@@ -102,7 +104,7 @@ def test_failures_of_two_runs_in_a_row_stop_claims(host):
 
 
 def test_two_failures_of_one_run_in_a_row_stop_claims(host):
-    """No run can cause this error, so the host is at fault even if only one run is queued."""
+    """No run can cause this error, so two failures prove that the host is unhealthy, even if only one run is queued."""
     host.fails("a")
     host.fails("a")
     assert host.health.problem == str(DRIVER)

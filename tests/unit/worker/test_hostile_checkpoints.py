@@ -1,4 +1,4 @@
-"""Hostile checkpoints of a training process are skipped, or only their metadata is ignored."""
+"""A hostile checkpoint is skipped. If only its metadata is invalid, the metadata is ignored."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Prefetching of the next dataset."""
+"""The dataset of the next queued run is prefetched while no slot is free."""
 
 import threading
 import time

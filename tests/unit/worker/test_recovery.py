@@ -1,4 +1,4 @@
-"""Recovery of crashed processes: the next process publishes their artifacts under the same lease."""
+"""Crash recovery: the next process publishes the artifacts of a crashed process under the same lease."""
 
 import threading
 import time
@@ -84,7 +84,10 @@ def test_run_canceled_during_recovery_is_canceled(worker):
 
 
 def renewed_leases_of(worker, runs):
-    """Recover `runs`. The first upload of last.pt waits until the lease of every run is renewed twice."""
+    """Recover `runs`. Return the expiry times of their leases before each of two renewals.
+
+    The first upload of last.pt does not continue until the lease of every run is renewed twice.
+    """
 
     def leases():
         return [worker.row(run_id)["lease_expires_at"] for run_id in runs]
@@ -119,7 +122,7 @@ def test_recovery_publishes_nothing_for_run_that_has_ended(worker):
     assert not list(worker.folders.journals.iterdir())
 
 
-def test_recovery_waits_for_queue_and_uploads_once(worker):
+def test_recovery_uploads_nothing_until_queue_answers_and_then_each_file_once(worker):
     run_id, _ = killed(worker)
     errors, uploads = raising(Unavailable("down"), Unavailable("down")), []
 
@@ -137,7 +140,7 @@ def test_recovery_waits_for_queue_and_uploads_once(worker):
     assert len(uploads) == len(set(uploads)) == len(TRAINED)
 
 
-def test_undelivered_outcome_does_not_repeat_upload(worker):
+def test_retried_delivery_does_not_repeat_upload(worker):
     run_id, _ = killed(worker)
     uploads = []
     queue = Watched(worker.queue, raising(Unavailable("down"), Unavailable("down")), "finish")
@@ -151,7 +154,7 @@ def test_undelivered_outcome_does_not_repeat_upload(worker):
     "error", [Unavailable("down"), MachineFailed("disk"), KeyError("bug"), OSError(5, "I/O error")]
 )
 @pytest.mark.parametrize("canceled", [False, True])
-def test_run_of_killed_process_is_requeued_while_store_fails(worker, error, canceled):
+def test_run_of_killed_process_is_requeued_or_canceled_while_store_fails(worker, error, canceled):
     worker.drain_seconds = 1.0
     run_id, _ = killed(worker)
     if canceled:
@@ -163,7 +166,7 @@ def test_run_of_killed_process_is_requeued_while_store_fails(worker, error, canc
     assert not list(worker.folders.journals.iterdir())
 
 
-def test_outcomes_in_journals_do_not_wait_for_recoveries(worker):
+def test_outcomes_in_journals_are_delivered_before_recoveries_upload(worker):
     worker.enqueue(), worker.enqueue()
     leases = [worker.claim(CLAIM), worker.claim("33333333-3333-4333-8333-333333333333")]
     # the journal of `orphan` has the first name, so it is read first

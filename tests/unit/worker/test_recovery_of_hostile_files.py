@@ -51,7 +51,7 @@ def test_folder_in_place_of_log_or_manifest_does_not_stop_publishing(worker, nam
 
 @pytest.mark.parametrize("name", ["results.csv", "run.log"])
 def test_recovery_with_huge_file_ends_within_time_limit(worker, monkeypatch, name):
-    """A sparse file needs no disk space, but reading it can take hours, in which the recovery renews the lease."""
+    """It can take hours to read a sparse file. Without a limit, the recovery would renew the lease all this time."""
     monkeypatch.setattr(artifact_upload, "LARGEST_LOG", 2**20)
     worker.drain_seconds = 0.5
     run_id, run_dir = killed(worker)

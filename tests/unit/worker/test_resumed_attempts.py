@@ -65,7 +65,7 @@ def test_other_host_resumes_from_uploaded_checkpoint(worker, tmp_path):
     assert resumed[0] == b"state after 2"
 
 
-def test_attempt_waits_for_unavailable_bucket_with_checkpoint(worker, tmp_path):
+def test_checkpoint_download_is_retried_while_bucket_is_unavailable(worker, tmp_path):
     run_id = worker.enqueue()
     worker.shut_down_in(epoch=3)
     worker.work()

@@ -5,7 +5,7 @@ from pathlib import Path
 from trainer.worker.run_log import RunLog
 
 
-def test_full_disk_drops_log_lines_and_does_not_fail_run():
+def test_run_log_raises_no_error_on_full_disk():
     log = RunLog(Path("/dev/full"), timestamps=True)
 
     for number in range(2000):

@@ -94,7 +94,7 @@ def test_too_few_inodes_are_reported(place, monkeypatch):
 
 def test_disk_that_returns_other_content_is_reported(place, monkeypatch):
     monkeypatch.setattr(module.os, "pread", lambda *_: b"zeros")
-    assert "the content read differs from the content written" in SelfTest([place])()
+    assert "the disk returned different data than was written" in SelfTest([place])()
 
 
 def test_first_problem_is_reported_and_gpus_are_tested_last(tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_gpu_present_at_start_must_answer(two_gpus, tmp_path):
 
 
 @pytest.mark.skipif(bool(host.gpus()), reason="this host has a GPU")
-def test_host_without_gpus_is_not_tested():
+def test_gpu_check_is_skipped_on_host_without_gpus():
     assert host.GpuCheck({}, ask="raise SystemExit('never run')")() is None
 
 

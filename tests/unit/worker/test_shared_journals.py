@@ -14,7 +14,7 @@ from trainer.worker.journal import Journal
 for number in range(200):
     journal = Journal.create(Path(sys.argv[1]), lease(f"run-{sys.argv[2]}-{number}"))
     journal.record("epoch", {"epoch": 1})
-    assert journal.path.exists(), "renamed while its process was running"
+    assert journal.path.exists(), "the journal was renamed while its process was running"
     journal.discard()
 """
 

@@ -47,7 +47,7 @@ def test_interrupted_attempt_publishes_artifacts_after_checkpoint(worker):
     assert worker.artifacts(run_id).keys() >= TRAINED
 
 
-def test_retry_of_canceling_run_lists_artifacts(worker):
+def test_run_canceled_before_retryable_error_lists_artifacts(worker):
     run_id = worker.enqueue()
 
     def cancel_and_fail(epoch):

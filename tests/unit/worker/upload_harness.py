@@ -1,4 +1,4 @@
-"""Uploads of the artifacts of a run folder."""
+"""Helper functions that upload the artifacts of a run folder, and a store that records uploads."""
 
 from tests.unit.worker.fakes import described
 from trainer.core.events import Finished
