@@ -90,7 +90,7 @@ def test_readers_do_not_wait_for_writer(path):
     assert queue.get(run_id).status == "failed"
 
 
-def test_runs_survive_reopening_the_queue(path):
+def test_run_can_be_claimed_after_queue_is_reopened(path):
     run_id = enqueue(SqliteQueue(path), configuration={"epochs": 3})
     assert claim(SqliteQueue(path)).job.id == run_id
 

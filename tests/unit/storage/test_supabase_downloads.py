@@ -50,7 +50,7 @@ def test_interrupted_download_is_resumed(server, store, tmp_path):
     assert 1_000_000 <= server.sent <= 1_000_000 + 1
 
 
-def test_download_survives_30_interruptions_if_each_try_receives_bytes(server, store, tmp_path):
+def test_download_completes_after_30_interruptions_if_each_try_receives_bytes(server, store, tmp_path):
     content = os.urandom(4_000_000)
     server.put(REF.bucket, REF.key, content)
     server.fault("cut", on=DOWNLOAD, after=100_000, times=30)

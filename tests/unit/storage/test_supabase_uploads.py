@@ -126,7 +126,7 @@ def test_new_file_at_same_path_is_not_appended_to_partial_upload(server, store, 
     assert server.get("data", REF.key) == content
 
 
-def test_upload_survives_12_interruptions_if_each_try_sends_bytes(server, store, tmp_path):
+def test_upload_completes_after_12_interruptions_if_each_try_sends_bytes(server, store, tmp_path):
     path, content = source_file(tmp_path, 13 * MIB)
     server.fault("cut_request", on="PATCH", after=MIB, times=12)
     store.upload(path, REF, StopSignal())

@@ -147,7 +147,7 @@ def test_journal_on_full_disk_raises_no_error(tmp_path):
     journal.close()
 
 
-def test_incomplete_line_does_not_hide_outcome(tmp_path):
+def test_outcome_after_incomplete_line_is_read(tmp_path):
     journal = Journal.create(tmp_path, lease())
     journal.close()
     with journal.path.open("a") as file:

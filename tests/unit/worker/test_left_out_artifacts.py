@@ -41,7 +41,7 @@ def test_model_is_published_without_file_that_store_rejects_for_too_long(store, 
 
 
 @pytest.mark.parametrize(
-    ("name", "error", "has_ended"),
+    ("name", "error", "is_finished"),
     [
         ("best.pt", BadRequest("too large"), True),
         ("results.csv", Unavailable("down"), True),
@@ -49,7 +49,9 @@ def test_model_is_published_without_file_that_store_rejects_for_too_long(store, 
         ("results.csv", BadRequest("too large"), False),
     ],
 )
-def test_weights_and_files_with_temporary_errors_are_not_left_out(store, run_dir, monkeypatch, name, error, has_ended):
+def test_upload_fails_for_rejected_weights_temporary_error_or_unfinished_training(
+    store, run_dir, monkeypatch, name, error, is_finished
+):
     monkeypatch.setattr(artifact_upload, "LEFT_OUT_AFTER", 0.0)
     watched = Watched(store)
 
@@ -59,7 +61,7 @@ def test_weights_and_files_with_temporary_errors_are_not_left_out(store, run_dir
 
     watched.refuse = refuse
     with pytest.raises(type(error)):
-        published(watched, run_dir, finished=finished_with(run_dir) if has_ended else None)
+        published(watched, run_dir, finished=finished_with(run_dir) if is_finished else None)
 
 
 def test_file_is_not_left_out_if_store_accepts_it_later(store, run_dir, monkeypatch):

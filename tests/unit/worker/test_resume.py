@@ -67,7 +67,7 @@ def test_checkpoint_superseded_by_later_attempt_is_not_resumed(host, last_report
     assert host.found().epoch == epoch
 
 
-def test_newer_checkpoint_of_other_settings_does_not_hide_resumable_checkpoint(host):
+def test_resumable_checkpoint_is_chosen_over_later_epoch_of_other_settings(host):
     """The run started over after 40 epochs and was interrupted in epoch 4. The newer training is resumed."""
     host.keep(host.first, 40, OTHER)
     newest = host.keep(host.second, 3)

@@ -178,7 +178,7 @@ def test_deleted_checkpoint_is_not_deleted_again(worker, bucket):
     assert bucket.keys == {key}
 
 
-def test_incomplete_line_in_list_does_not_hide_other_checkpoints(worker, bucket):
+def test_other_checkpoints_are_deleted_if_list_has_incomplete_line(worker, bucket):
     bucket.checkpoint("r", 1)
     path = worker.home / "uploaded" / "r.jsonl"
     path.write_bytes(path.read_bytes() + b'\x00\x00\xff{"buck')
