@@ -25,7 +25,7 @@ NAMES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
+    parser.add_argument("--tiny", action="store_true", help="run one small round, to test the benchmark")
     parser.add_argument(
         "names", nargs="*", choices=[*NAMES, []], metavar="NAME", help=f"one of {', '.join(NAMES)}; default: all"
     )
@@ -34,7 +34,7 @@ def main() -> None:
     for name in options.names or NAMES:
         for figure in importlib.import_module(f"benchmarks.{name}").figures(tiny=options.tiny):
             print(figure.line(), flush=True)
-    print(f"\nload at the end: {os.getloadavg()[0]:.1f} (above {os.cpu_count()}: other processes also used the cores)")
+    print(f"\nload at the end: {os.getloadavg()[0]:.1f} (above {os.cpu_count()}, other processes also used the cores)")
 
 
 if __name__ == "__main__":

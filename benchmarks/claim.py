@@ -124,7 +124,7 @@ def through_adapters(queues: list[SupabaseQueue], claims: int, every: float) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
+    parser.add_argument("--tiny", action="store_true", help="run one small round, to test the benchmark")
     for figure in figures(tiny=parser.parse_args().tiny):
         print(figure.line(), flush=True)
 

@@ -1,8 +1,8 @@
-"""Measure the cost of 1,000 busy workers for the database: `python -m benchmarks.heartbeats [--tiny]`.
+"""Measure the CPU time of PostgreSQL for 1,000 busy workers: `python -m benchmarks.heartbeats [--tiny]`.
 
-Each worker sends a heartbeat every 5 s through our adapter, PostgREST and PostgreSQL. Every second heartbeat has
-progress. Only the CPU time of PostgreSQL is counted, because the clients and PostgREST run on other hosts in a real
-project.
+Each worker sends a heartbeat every 5 s through our adapter, PostgREST and PostgreSQL. Half of the heartbeats
+contain progress. Only the CPU time of PostgreSQL is counted, because the clients and PostgREST run on other hosts in a
+real project.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
+    parser.add_argument("--tiny", action="store_true", help="run one small round, to test the benchmark")
     for figure in figures(tiny=parser.parse_args().tiny):
         print(figure.line())
 

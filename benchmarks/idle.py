@@ -54,7 +54,7 @@ def figures(*, tiny: bool, seconds: float = 60.0) -> Iterator[Figure]:
     yield Figure(
         what="idle worker with Supabase",
         target="≤ 80 MiB, ≤ 1 request per poll interval",
-        measured=f"{memory:.0f} MiB, {requests} requests in {polls} intervals of {POLL:g} s, all of them claims; "
+        measured=f"{memory:.0f} MiB, {requests} requests in {polls} intervals of {POLL:g} s, {claimed} of them claims; "
         f"{share:.2%} of a CPU core",
         met=memory <= 80 and requests == claimed <= polls * 1.1 + 1,
         why="the worker also sent requests that are not claims" if requests != claimed else "",
@@ -81,7 +81,7 @@ def claims(stack: Stack) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="seconds of the CPU measurement with the local queue")
-    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
+    parser.add_argument("--tiny", action="store_true", help="run one small round, to test the benchmark")
     options = parser.parse_args()
     for figure in figures(tiny=options.tiny, seconds=options.seconds):
         print(figure.line())

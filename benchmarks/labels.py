@@ -1,4 +1,4 @@
-"""Measure the time to read the labels of a large dataset: from the label table of the dataset check, and with a scan.
+"""Measure the time to read the labels of a large dataset: from the label table, and with a scan of the files.
 
 python -m benchmarks.labels [--tiny]
 """
@@ -34,7 +34,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
         "the table",
         met=seconds["table"] <= 2.0,
         peer=f"Ultralytics' scan: {seconds['scan']:.1f} s",
-        why="most of the time is the listing of the images",
+        why="the listing of the images takes most of the time",
     )
 
 
@@ -74,7 +74,7 @@ def labels_of(data: str, table: bool) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
+    parser.add_argument("--tiny", action="store_true", help="run one small round, to test the benchmark")
     parser.add_argument("--labels-of", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.labels_of:

@@ -28,7 +28,7 @@ EPOCHS = 4  # only the loader, without a model; the result is the fastest epoch 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """The cost of one epoch through the loader. `digest` is the hash of all its batches."""
+    """The wall and CPU seconds of the loader for one epoch. `digest` is the hash of all batches of the epoch."""
 
     seconds: float
     cpu: float
@@ -43,7 +43,7 @@ def fastest(epochs: list[Epoch]) -> Epoch:
 
 
 def loaded(dataset: PreparedDataset, home: Path, *, imgsz: int, stored: int, cache: str = "") -> list[Epoch]:
-    """Run epochs through the loader in a new process. With `stored`, the first epoch stores pixels and the others use them."""
+    """Run epochs through the loader in a new process. If `stored` is not 0, the first epoch stores pixels for the others."""
     arguments = json.dumps({"data": str(dataset.data), "imgsz": imgsz, "stored": stored, "cache": cache})
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.loader", "--epochs-of", arguments],
@@ -100,7 +100,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
             yield Figure(
                 what=f"loader on {title} photos, one CPU core",
                 target=f"≥ {target:g} x as fast as the baseline" if target > 1 else "not slower than the baseline",
-                measured=f"{ratio:.1f} x ({stored.cpu / count * 1000:.0f} ms per image; first epoch {first.cpu / count * 1000:.0f} ms)",
+                measured=f"{ratio:.1f} x ({stored.cpu / count * 1000:.0f} ms per image, {first.cpu / count * 1000:.0f} ms in the first epoch)",
                 met=ratio >= target and baseline.digest == first.digest == stored.digest,
                 peer=f"{baseline.cpu / count * 1000:.0f} ms per image",
                 why="the rest of the time is augmentation, which is the same for both"
@@ -136,7 +136,7 @@ def _choice_of_cache(dataset: PreparedDataset, home: Path, imgsz: int, baseline:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
+    parser.add_argument("--tiny", action="store_true", help="run one small round, to test the benchmark")
     parser.add_argument("--epochs-of", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.epochs_of:

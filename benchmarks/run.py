@@ -131,7 +131,7 @@ class OurService:
         return self._service.home / "runs" / f"train_{run_id}"
 
     def wait_until_idle(self) -> None:
-        """Wait until the prestarted process has imported everything and the service uses almost no CPU time."""
+        """Wait until the prestarted process has imported its packages and the service uses almost no CPU time."""
         quiet = 0
         while quiet < 2:
             before = _cpu(self.process, living=True)
@@ -193,7 +193,7 @@ def starts(baseline: Baseline, service: OurService, rounds: int) -> Iterator[Fig
         measured=f"{middle(first['service'])}; {median(added):+.2f} s compared with baseline + poll interval",
         peer=f"baseline, from model load to first batch: {middle(first['baseline'])}",
         met=median(added) <= 1.0,
-        why="the view of the dataset and the start of the training wait for a free core",
+        why="without a free core, the view of the dataset and the start of the training take longer",
     )
     added = [ours - theirs for ours, theirs in zip(gap["service"], gap["baseline"], strict=True)]
     yield Figure(
@@ -223,9 +223,9 @@ def whole(baseline: Baseline, service: OurService, size: Size) -> Iterator[Figur
         what=f"time of a whole run, {size.epochs} epochs on {size.images} images",
         target="≤ 1.03 x the baseline",
         measured=f"{middle(wall, 'x')}; CPU time {middle(cpu, 'x')}",
-        peer=f"only from first to last batch: {middle(training, 'x')}",
+        peer=f"only from the first to the last batch: {middle(training, 'x')}",
         met=median(wall) <= 1.03,
-        why="without a free core, the run also waits for the start of the next prestarted process (3 s of CPU)",
+        why="without a free core, the start of the next prestarted process (3 s of CPU) slows down the run",
     )
 
 
@@ -262,7 +262,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
+    parser.add_argument("--tiny", action="store_true", help="run one small round, to test the benchmark")
     for figure in figures(tiny=parser.parse_args().tiny):
         print(figure.line(), flush=True)
 

@@ -1,4 +1,4 @@
-"""Compare the upload rate of a model with httpx and curl, and the download rate of many files with a plain httpx loop.
+"""Compare our object store with other programs: a model upload with httpx and curl, many downloads with an httpx loop.
 
     python -m benchmarks.storage [--objects 1000] [--megabytes 200] [--tiny]
 
@@ -137,7 +137,7 @@ def large(store: SupabaseObjectStore, url: str, folder: Path, megabytes: int) ->
         measured=f"{up:.0f} MB/s, {up / best:.2f} x the fastest compared program; +{(peak - before) / 1024:.0f} MiB of memory; download {down:.0f} MB/s",
         peer=", ".join(f"{name} {max(rates[name]):.0f} MB/s" for name in peers),
         met=up / best >= 0.9,
-        why="the upload is 34 requests of 6 MiB, each confirmed before the next one; the compared programs send one request and cannot resume",
+        why="our upload sends 34 requests of 6 MiB, one after the other; the compared programs send one request and cannot resume",
     )
 
 
@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=int, default=1000)
     parser.add_argument("--megabytes", type=int, default=200)
-    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
+    parser.add_argument("--tiny", action="store_true", help="run one small round, to test the benchmark")
     options = parser.parse_args()
     count, megabytes = (30, 8) if options.tiny else (options.objects, options.megabytes)
     with opened() as (store, url, folder):

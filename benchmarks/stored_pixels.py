@@ -1,7 +1,7 @@
 """Measure a whole training with stored pixels: `python -m benchmarks.stored_pixels [--tiny]`.
 
-The training runs three times: as the baseline, in our training process before any pixels are stored, and in our
-training process with the stored pixels of the second run.
+The training runs three times: as the baseline, in our training process without stored pixels, and in a second training
+process. The second training process uses the pixels that the first one stored.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
+    parser.add_argument("--tiny", action="store_true", help="run one small round, to test the benchmark")
     for figure in figures(tiny=parser.parse_args().tiny):
         print(figure.line(), flush=True)
 

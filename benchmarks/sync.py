@@ -45,8 +45,8 @@ MEMORY = Path("/dev/shm")
 
 WHY = (
     "aria2 and rclone are compiled and compare no checksums; our CPU time per object, in one thread: httpx 0.29 ms, "
-    "md5 0.07 ms, file 0.04 ms, resume and checks 0.15 ms, cache entry 0.07 ms; the rest is waiting for the "
-    "lock of the Python interpreter, the listings before and after the downloads, and the links"
+    "md5 0.07 ms, file 0.04 ms, resume and checks 0.15 ms, cache entry 0.07 ms; the rest: the listings "
+    "before and after the downloads, the links, and the wait for the lock of the Python interpreter"
 )
 
 
@@ -159,7 +159,7 @@ class Dataset:
 
     def _arrived(self, target: Path, took: float) -> float:
         sizes = [path.stat().st_size for path in target.rglob("*.jpg")]
-        assert sizes == [SIZE] * len(self.keys), f"{target.name} has {len(sizes)} files"
+        assert sizes == [SIZE] * len(self.keys), f"{target.name}: {len(sizes)} files, or a file of wrong size"
         shutil.rmtree(target)
         return took
 
@@ -228,7 +228,7 @@ def _place(needed: int) -> Path | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="one small round, to test the benchmark")
+    parser.add_argument("--tiny", action="store_true", help="run one small round, to test the benchmark")
     for figure in figures(tiny=parser.parse_args().tiny):
         print(figure.line(), flush=True)
 

@@ -122,7 +122,7 @@ def checkpoint(folder: Path, mebibytes: int) -> list[float]:
 
 
 def _wait_until_idle() -> None:
-    """Wait until the prestarted process has imported everything and uses no CPU time."""
+    """Wait until the prestarted process has imported its packages and uses no CPU time."""
     prestarted = max(psutil.Process().children(recursive=True), key=lambda process: process.create_time())
     before = -1.0
     while (now := prestarted.cpu_times().user) != before:

@@ -72,11 +72,14 @@ def postgres_binaries() -> Path:
     for folder in found:
         if all((folder / name).exists() for name in ("initdb", "postgres", "psql", "pg_isready")):
             return folder
-    raise MissingBinary("PostgreSQL is not installed: apt-get install postgresql.")
+    raise MissingBinary("PostgreSQL is not installed. Install it: apt-get install postgresql.")
 
 
 class Postgres:
-    """A PostgreSQL cluster in `folder`, without fsync. For root, PostgreSQL runs as the user `postgres` or `nobody`."""
+    """A PostgreSQL cluster in `folder`, without fsync.
+
+    If root starts the cluster, PostgreSQL runs as the user `postgres` or `nobody`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.bin = postgres_binaries()

@@ -126,7 +126,7 @@ class Exchange(BaseHTTPRequestHandler):
         for start in range(0, len(body), step):
             with (
                 self.state.lock
-            ):  # counted before the client gets the bytes, because the client can read the counter at once
+            ):  # counted before the client gets the bytes, because a test can read the counter at once
                 self.state.sent += min(step, len(body) - start) if count else 0
             self.wfile.write(body[start : start + step])
             self.wfile.flush()

@@ -25,7 +25,7 @@ class Refusal(Exception):
 
 
 class Cut(Exception):
-    """Close the connection without another byte."""
+    """Raised to close the connection without sending another byte."""
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Fault:
 
 
 class StorageState:
-    """The state of the server. `requests`: "METHOD /path", without the prefix and the query."""
+    """The state of the server. `requests`: "METHOD /path", without the prefix `/storage/v1` and the query."""
 
     def __init__(
         self, buckets: dict[str, bool] | None, *, key: str, anon_key: str, limit: int | None, v2: bool,

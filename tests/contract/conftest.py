@@ -33,7 +33,7 @@ def store(request, tmp_path):
 
 @pytest.fixture
 def put(store, tmp_path):
-    """Upload `content` under a key of the bucket `data`."""
+    """Return a function that uploads content to a key of the bucket `data` and returns the reference."""
 
     def put(key: str, content: bytes) -> ObjectRef:
         source = tmp_path / "source"

@@ -46,7 +46,7 @@ class QueueLab(Protocol):
         """Update columns of the row as the web app does, without the adapter."""
 
     def force(self, run_id: str, **sql: str) -> None:
-        """Set columns to SQL expressions without any validation, as in a row that is older than the validation."""
+        """Set columns to SQL expressions without any validation, as in a row from before the validation existed."""
 
     def delete(self, run_id: str) -> None:
         """Delete the row as the web app does."""
@@ -68,7 +68,7 @@ def queue_lab(request, tmp_path):
     try:
         yield request.getfixturevalue(f"{request.param}_lab")
     except pytest.FixtureLookupError:
-        pytest.skip(f"no fixture {request.param}_lab here")
+        pytest.skip(f"the fixture {request.param}_lab is not visible in this folder")
 
 
 class SqliteLab:

@@ -33,7 +33,7 @@ ENDS_IN = {
 
 
 def holds(row, lease):
-    """Return True if the lease of the run is valid, or if it has expired and no worker has claimed the run again."""
+    """Return True if the lease of the run is valid, or if it has expired and the run has not been claimed since."""
     return row is not None and row["claim_id"] == lease.claim_id and (
         row["status"] in LIVE or (row["status"] == "queued" and row["lease_expires_at"] is not None)
     )  # fmt: skip
@@ -77,7 +77,7 @@ class Invariants:
 
     def check(self, before, after, *, by_app=False):
         claims = [row["claim_id"] for row in after.values() if row["claim_id"]]
-        assert len(claims) == len(set(claims)), "I1: two runs have the same claim ID"
+        assert len(claims) == len(set(claims)), "I1: two runs must not have the same claim ID"
         assert set(before) == set(after)
         for run_id, new in after.items():
             self.check_row(before[run_id], new, by_app=by_app)
@@ -85,20 +85,22 @@ class Invariants:
     def check_row(self, old, new, *, by_app):
         was, is_now = Status(old["status"]), Status(new["status"])
         if is_now.is_terminal:
-            assert new["lease_expires_at"] is None, "I2"
+            assert new["lease_expires_at"] is None, "I2: a run that has ended must have no lease"
             assert new["completed_at"] is not None or by_app or was.is_terminal
         if is_now in LIVE:
-            assert self.attempts.get((new["id"], new["attempt"]), new["claim_id"]) == new["claim_id"], "I1"
+            assert self.attempts.get((new["id"], new["attempt"]), new["claim_id"]) == new["claim_id"], (
+                "I1: the claim ID of an attempt must not change"
+            )
         if was.is_terminal:
-            assert is_now is was, "I3"
-            assert by_app or new == old, "I3"
+            assert is_now is was, "I3: the status of a run that has ended must not change"
+            assert by_app or new == old, "I3: the row of a run that has ended must not change"
         retaken = new["attempt"] == old["attempt"] + 1  # the lease expired, and the run was claimed in the same call
         assert retaken or new["attempt"] == old["attempt"]
         if is_now is not was:
             through_queue = retaken and Status.QUEUED in TRANSITIONS[was] and is_now is Status.RUNNING
             assert is_now in TRANSITIONS[was] or through_queue, f"I4: {was} → {is_now}"
         elif retaken:
-            assert was is Status.RUNNING, "I4"
+            assert was is Status.RUNNING, f"I4: {was} → queued → running"
         assert new["progress_epoch"] >= old["progress_epoch"]
         self.check_failures(old, new)
 
@@ -106,10 +108,10 @@ class Invariants:
     def check_failures(old, new):
         progressed = new["progress_epoch"] > old["progress_epoch"]
         if new["status"] in ("queued", "running"):
-            assert new["failures"] < new["max_attempts"], "I7: the number of retries is limited"
-        assert new["failures"] <= new["max_attempts"], "I7"
+            assert new["failures"] < new["max_attempts"], "I7: a run without remaining attempts must end"
+        assert new["failures"] <= new["max_attempts"], "I7: the number of attempts is limited"
         if progressed:
-            assert new["failures"] == 0, "I7: progress resets the count of lost attempts"
+            assert new["failures"] == 0, "I7: progress must reset the count of lost attempts"
         else:
             revived = old["status"] == "queued" and old["lease_expires_at"] is not None
             assert old["failures"] - revived <= new["failures"] <= old["failures"] + 1

@@ -49,7 +49,7 @@ def test_stop_before_transfer_transfers_no_content(store, put, tmp_path):
     assert [info.ref.key for info in store.list(ObjectRef(bucket="data", key=""))] == ["a"]
 
 
-def test_finish_request_does_not_stop_transfers(store, put, tmp_path):
+def test_finish_request_does_not_stop_download(store, put, tmp_path):
     ref, stop = put("a", b"1"), StopSignal()
     stop.set(StopReason.FINISH)
     store.download(ref, tmp_path / "out", stop)

@@ -46,7 +46,7 @@ def test_host_failures_of_two_workers_cost_two_attempts(queue_lab):
     assert row.not_before is None
 
 
-def test_uncounted_host_failures_increase_backoff(queue_lab):
+def test_repeated_host_failures_of_one_worker_increase_backoff(queue_lab):
     run_id = enqueue(queue_lab)
     assert [delay(fail(queue_lab, run_id, "w1")) for _ in range(8)] == pytest.approx(
         [10, 20, 40, 80, 160, 320, 600, 600], abs=0.5
@@ -81,13 +81,13 @@ def test_progress_resets_host_failures(queue_lab):
     assert fail(queue_lab, run_id, "w1").failures == 1
 
 
-def test_ended_run_has_no_host_failures(queue_lab):
+def test_host_failures_are_cleared_when_run_fails(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "w1")
     assert fail(queue_lab, run_id, "w1", Failed(message="Diverged.")).host_failures == {}
 
 
-def test_canceled_run_has_no_host_failures(queue_lab):
+def test_host_failures_are_cleared_when_run_is_canceled(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "w1")
     assert queue_lab.queue.cancel(run_id).host_failures == {}

@@ -1,8 +1,12 @@
-"""Random sequences of calls, lost workers, cancels, edits and repeated requests. Each step checks the invariants.
+"""Random sequences of calls, expired leases, cancels, edits and repeated calls. Each step checks the invariants:
 
-I1 one live lease per run            I2 no lease on a terminal run       I3 a terminal row is final
-I4 only documented transitions        I5 a stale write has no effect             I6 every run ends
-I7 attempts are bounded, and progress resets the count
+I1 A run has at most one valid lease.
+I2 A run that has ended has no lease.
+I3 After a run has ended, no call of a worker changes its row.
+I4 The status changes only along documented transitions.
+I5 A call with a lost lease changes nothing.
+I6 Every run ends.
+I7 The number of attempts is limited. Progress resets the count of lost attempts.
 """
 
 import uuid
@@ -73,7 +77,7 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
     @precondition(lambda self: self.runs)
     @rule(which=picks, worker=st.sampled_from(["w1", "w2", "w3"]), returns=st.booleans())
     def take_over_run(self, which, worker, returns):
-        """A lease expires, another worker claims the run, and the first worker returns."""
+        """Let a lease expire and let `worker` claim a run. If `returns`, send a heartbeat with one of the leases."""
         self.let_lease_expire(which)
         self.claim(worker)
         if returns and self.leases:
@@ -130,7 +134,7 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
             assert lease.job.id == known[0]["id"]
             assert lease.job.attempt == known[0]["attempt"]
         elif known:
-            assert lease is None, "a claim whose run has ended does not get a second run"
+            assert lease is None, "a repeated claim must not get a second run"
         elif lease is None:
             assert not [row for row in after.values() if row["status"] == "queued" and row["not_before"] is None]
         else:
@@ -138,8 +142,8 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
             assert (row["status"], row["claim_id"], row["worker_id"]) == ("running", claim_id, worker)
             assert lease.job.attempt == row["attempt"] == before[lease.job.id]["attempt"] + 1
             epochs = [line.data["epoch"] for line in self.events_of(lease) if line.kind == "epoch"]
-            assert lease.job.last_reported_epoch == (epochs or [0])[-1], "the lease has the last stored epoch"
-            assert (row["id"], row["attempt"]) not in self.attempts, "attempt numbers are unique"
+            assert lease.job.last_reported_epoch == (epochs or [0])[-1], "the lease must have the last stored epoch"
+            assert (row["id"], row["attempt"]) not in self.attempts, "attempt numbers must be unique"
             self.attempts[row["id"], row["attempt"]] = claim_id
             self.leases.append(lease)
 
@@ -177,7 +181,9 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
             is_lost = outcome == "retry" or (
                 outcome == "unhealthy host" and row["worker_id"] not in row["host_failures"]
             )
-            assert after[lease.job.id]["failures"] == row["failures"] - revived + is_lost, "I7"
+            assert after[lease.job.id]["failures"] == row["failures"] - revived + is_lost, (
+                "I7: wrong count of lost attempts"
+            )
 
     def event(self, lease, kind, **data):
         self.seq += 1
@@ -205,7 +211,9 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
         for run_id in self.runs:
             for line in self.queue.events(run_id):
                 if "claim" in line.data:
-                    assert self.attempts[run_id, line.attempt] == line.data["claim"], "I5"
+                    assert self.attempts[run_id, line.attempt] == line.data["claim"], (
+                        "I5: an event must come from the claim of its attempt"
+                    )
 
     def check_that_every_run_ends_without_its_workers(self):
         """I6 and I7: if every lease expires, every run ends after a limited number of claims."""
@@ -215,7 +223,7 @@ class QueueMachine(Invariants, RuleBasedStateMachine):
                 if not Status(row["status"]).is_terminal:
                     lease = row["lease_expires_at"] and ago(1)
                     self.edit(row["id"], lease_expires_at=lease, not_before=None)
-        assert {Status(row["status"]).is_terminal for row in self.rows().values()} <= {True}, "I6"
+        assert {Status(row["status"]).is_terminal for row in self.rows().values()} <= {True}, "I6: every run must end"
 
 
 @pytest.mark.timeout(600)

@@ -1,6 +1,6 @@
 """Malformed rows are claimed and failed like other rows, and do not block the queue.
 
-The values of `POISON` are SQL, because the clients of the service cannot send them.
+The values of `POISON` and `ODD` are SQL expressions, because the clients of the service cannot send such values.
 """
 
 import contextlib
@@ -18,45 +18,48 @@ from trainer.request.parse import plan_of
 
 DEEP = "{" + '"a":{' * 1500 + "}" * 1501
 POISON = {
-    "1,500 objects": ({"configuration": f"'{DEEP}'"}, "nested deeper than 32 levels"),
-    "1,500 lists": ({"configuration": f"'{'[' * 1500}{']' * 1500}'"}, "nested deeper than 32 levels"),
-    "33 levels": ({"configuration": f"'{'[' * 33}{']' * 33}'"}, "nested deeper than 32 levels"),
+    "1,500 nested objects": ({"configuration": f"'{DEEP}'"}, "nested deeper than 32 levels"),
+    "1,500 nested lists": ({"configuration": f"'{'[' * 1500}{']' * 1500}'"}, "nested deeper than 32 levels"),
+    "33 nested lists": ({"configuration": f"'{'[' * 33}{']' * 33}'"}, "nested deeper than 32 levels"),
     "a number of 5,001 digits": ({"configuration": '\'{"epochs": 1' + "0" * 5000 + "}'"}, "more than 400 digits"),
     "a number beyond the range of floats": (
         {"configuration": '\'{"epochs": 1' + "0" * 350 + "}'"},
         "not a number that can be stored",
     ),
-    "not an object": ({"configuration": "'[1, 2]'"}, "must be a JSON object"),
+    "a list instead of an object": ({"configuration": "'[1, 2]'"}, "must be a JSON object"),
     "text that is not JSON": ({"configuration": "'\"{broken\"'"}, "cannot be read: not JSON"),
-    "2 MB of settings": (
+    "a setting of 2 MB": (
         {"configuration": f"'{json.dumps({'a': 'x' * 2_000_000})}'"},
         "longer than 1000000 characters",
     ),
-    "4 MB of commas": ({"configuration": f"'{json.dumps({'device': ',' * 4_000_000})}'"}, "configuration"),
+    "a device of 4 million commas": (
+        {"configuration": f"'{json.dumps({'device': ',' * 4_000_000})}'"},
+        "configuration",
+    ),
     "a name of 1,001 characters": ({"run_name": f"'{'n' * 1001}'"}, "run_name: longer than 1000 characters"),
     "a name of 10 MB": ({"run_name": f"'{'n' * 10_000_000}'"}, "run_name"),
-    "a dataset of 10 MB": ({"data_yaml": f"'{'d' * 10_000_000}'"}, "data_yaml"),
-    "a model of 10 MB": ({"base_model": f"'{'m' * 10_000_000}'"}, "base_model"),
-    "the largest attempt": (
+    "a data_yaml of 10 MB": ({"data_yaml": f"'{'d' * 10_000_000}'"}, "data_yaml"),
+    "a base_model of 10 MB": ({"base_model": f"'{'m' * 10_000_000}'"}, "base_model"),
+    "the largest attempt number": (
         {"attempt": "2147483647"},
         "attempt = 2147483647: must be from 0 to 1000000",
     ),
-    "a negative attempt": ({"attempt": "-2147483648"}, "must be from 0 to 1000000"),
+    "a negative attempt number": ({"attempt": "-2147483648"}, "must be from 0 to 1000000"),
 }
-# unusual values that do not prevent a run
+# unusual values that do not make a row invalid
 ODD = {
     "a checkpoint that is a list": {"checkpoint": "'[1]'"},
     "a checkpoint with invalid fields": {
         "checkpoint": """'{"epoch": 1e300, "sha256": {}, "bytes": -1, "key": "../../x"}'"""
     },
-    "a checkpoint of 1,500 levels": {"checkpoint": f"'{DEEP}'"},
-    "another run's checkpoint": {
+    "a checkpoint of 1,500 nested objects": {"checkpoint": f"'{DEEP}'"},
+    "a checkpoint of another run": {
         "checkpoint": """'{"epoch": 1, "sha256": "a", "bytes": 1, "key": "training_runs/x/1/best.pt"}'"""
     },
-    "results of 1,500 levels": {"results": f"'{DEEP}'"},
+    "results of 1,500 nested objects": {"results": f"'{DEEP}'"},
     "results that are a number of 5,001 digits": {"results": "'1" + "0" * 5000 + "'"},
     "max_attempts of zero": {"max_attempts": "0"},
-    "negative number of max_attempts": {"max_attempts": "-2147483648"},
+    "a negative max_attempts": {"max_attempts": "-2147483648"},
     "the largest number of failures": {"failures": "2147483647"},
     "the smallest number of failures": {"failures": "-2147483648"},
     "the highest priority": {"priority": "2147483647"},
@@ -101,7 +104,7 @@ def test_malformed_row_is_claimed_and_fails_with_a_reason(queue_lab, poison):
 
 
 @pytest.mark.parametrize("poison", [*POISON, *ODD])
-def test_peek_accepts_malformed_row(queue_lab, poison):
+def test_peek_returns_malformed_row_or_raises_unavailable(queue_lab, poison):
     run_id = poisoned(queue_lab, **(POISON[poison][0] if poison in POISON else ODD[poison]))
     with contextlib.suppress(Unavailable):  # the answer can be too large
         assert queue_lab.queue.peek(Worker(id="w1")).id == run_id
@@ -153,7 +156,7 @@ def test_malformed_row_does_not_slow_down_claims(queue_lab):
         ({"configuration": {"a": "x" * 1_000_000}}, "configuration: longer than 1000000 characters"),
     ],
 )
-def test_unreadable_request_is_not_enqueued(queue_lab, request_, reason):
+def test_request_over_a_limit_is_not_enqueued(queue_lab, request_, reason):
     with pytest.raises(BadRequest, match=reason):
         queue_lab.queue.enqueue(RunRequest(**{"data_yaml": "d", **request_}))
     assert queue_lab.queue.list(limit=1).runs == ()

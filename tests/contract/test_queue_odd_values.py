@@ -25,7 +25,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("configuration", ODD)
-def test_worker_receives_configuration_unparsed(queue_lab, configuration):
+def test_worker_receives_configuration_unchanged(queue_lab, configuration):
     run_id = enqueue(queue_lab, configuration=configuration)
     lease = claim(queue_lab)
     assert lease.job.id == run_id
@@ -98,7 +98,7 @@ def test_request_without_dataset_is_enqueued(queue_lab):
     assert queue_lab.queue.get(run_id).run_name == "run"
 
 
-def test_invalid_checkpoint_events_do_not_fail_heartbeat(queue_lab):
+def test_heartbeat_accepts_invalid_epoch_and_checkpoint_events(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.beat(lease, None, [checkpoint(3, key_of(lease, 3))])
     odd = [event("checkpoint"), event("checkpoint", epoch=None, key=None)]

@@ -1,4 +1,7 @@
-"""The contract of every queue for workers: fenced outcomes. The outcome `Interrupted` releases and requeues a run."""
+"""The contract of every queue for workers: an outcome is accepted only with the current lease.
+
+The outcome `Interrupted` releases a run: the run is requeued without backoff and loses no attempt.
+"""
 
 import pytest
 from queue_adapters import checkpoint, claim, claimed, enqueue, event, expire, key_of
@@ -8,7 +11,7 @@ from trainer.core.job import Canceled, Checkpoint, Failed, Interrupted, Retry, V
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_worker_without_lease_changes_nothing(queue_lab, outcome):
+def test_worker_with_lost_lease_changes_nothing(queue_lab, outcome):
     stale = claimed(queue_lab, "w1")
     expire(queue_lab, stale.job.id)
     held = claim(queue_lab, "w1")  # the same worker id, which is not a fencing token
@@ -88,7 +91,7 @@ def test_canceled_run_keeps_results_without_model(queue_lab):
 
 
 @pytest.mark.parametrize("name", ["completed", "canceled", "failed", "retry", "interrupted"])
-def test_only_resumable_run_keeps_its_checkpoint(queue_lab, name):
+def test_checkpoint_is_cleared_only_for_completed_and_canceled_runs(queue_lab, name):
     lease = claimed(queue_lab)
     assert queue_lab.queue.finish(lease, OUTCOMES[name], [checkpoint(3, "k3")]) is not None
 
@@ -127,7 +130,7 @@ def test_completed_outcome_has_priority_over_late_cancel(queue_lab):
     assert (row.status, row.trained_model_url, row.error_message) == ("completed", "https://x/best.pt", None)
 
 
-def test_canceling_run_with_failed_outcome_is_failed(queue_lab):
+def test_run_with_failed_outcome_after_cancel_is_failed(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.finish(lease, Failed(message="Diverged."), []) is not None
@@ -135,7 +138,7 @@ def test_canceling_run_with_failed_outcome_is_failed(queue_lab):
 
 
 @pytest.mark.parametrize("outcome", ["retry", "interrupted"])
-def test_canceling_run_is_not_requeued(queue_lab, outcome):
+def test_run_is_not_requeued_after_cancel(queue_lab, outcome):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.finish(lease, OUTCOMES[outcome], []) is not None
@@ -165,7 +168,7 @@ def test_finish_returns_status_of_row(queue_lab, outcome, max_attempts, status):
 
 
 @pytest.mark.parametrize("outcome", ["retry", "interrupted"])
-def test_finish_returns_canceled_if_canceling_run_would_be_requeued(queue_lab, outcome):
+def test_finish_returns_canceled_instead_of_queued_after_cancel(queue_lab, outcome):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     assert queue_lab.queue.finish(lease, OUTCOMES[outcome], []) == "canceled"
@@ -211,7 +214,7 @@ def test_results_of_retried_run_are_kept_after_cancel(queue_lab):
     assert (row.status, row.results) == ("canceled", {"progress": {"epoch": 7}, **listed})
 
 
-def test_retry_of_canceling_run_keeps_results(queue_lab):
+def test_retry_after_cancel_keeps_results(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     listed = {"artifacts": [{"name": "last.pt"}]}

@@ -103,7 +103,7 @@ def test_max_attempts_of_row_limits_attempts(queue_lab):
 
 
 @pytest.mark.parametrize("by", ["cancel", "flag"])
-def test_canceling_run_of_lost_worker_is_canceled(queue_lab, by):
+def test_run_of_lost_worker_is_canceled_after_cancel_request(queue_lab, by):
     lease = claimed(queue_lab, "w1")
     if by == "cancel":
         queue_lab.queue.cancel(lease.job.id)
@@ -119,7 +119,7 @@ def test_canceling_run_of_lost_worker_is_canceled(queue_lab, by):
     assert queue_lab.queue.beat(lease, None, []) is Verdict.LOST
 
 
-def test_canceling_run_with_valid_lease_keeps_its_lease(queue_lab):
+def test_run_with_status_canceling_keeps_its_valid_lease(queue_lab):
     lease = claimed(queue_lab)
     queue_lab.queue.cancel(lease.job.id)
     claim(queue_lab, "w2")
@@ -127,7 +127,7 @@ def test_canceling_run_with_valid_lease_keeps_its_lease(queue_lab):
     assert queue_lab.queue.beat(lease, None, []) is Verdict.CANCEL
 
 
-def test_canceling_run_without_lease_is_canceled(queue_lab):
+def test_run_with_status_canceling_and_without_lease_is_canceled(queue_lab):
     run_id = queue_lab.insert(status="canceling", cancel_requested=True, worker_id="old-service", started_at=ago(5))
     claim(queue_lab)
     assert queue_lab.queue.get(run_id).status == "canceled"

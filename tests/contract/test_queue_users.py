@@ -68,7 +68,7 @@ def test_queued_run_is_canceled_immediately_and_never_claimed(queue_lab):
     assert claim(queue_lab) is None
 
 
-def test_canceled_running_run_is_canceling_and_heartbeat_returns_cancel(queue_lab):
+def test_cancel_of_running_run_sets_canceling_and_heartbeat_returns_cancel(queue_lab):
     lease = claimed(queue_lab)
     row = queue_lab.queue.cancel(lease.job.id)
     assert (row.status, row.cancel_requested, row.canceled_at) == ("canceling", True, None)
@@ -77,7 +77,7 @@ def test_canceled_running_run_is_canceling_and_heartbeat_returns_cancel(queue_la
 
 
 @pytest.mark.parametrize("outcome", [DONE, Failed(message="No labels."), Canceled(message="Stopped.")])
-def test_canceling_or_finishing_ended_run_changes_nothing(queue_lab, outcome):
+def test_cancel_and_finish_request_of_ended_run_change_nothing(queue_lab, outcome):
     lease = claimed(queue_lab)
     queue_lab.queue.finish(lease, outcome, [])
     before = queue_lab.queue.get(lease.job.id)
@@ -85,7 +85,7 @@ def test_canceling_or_finishing_ended_run_changes_nothing(queue_lab, outcome):
     assert queue_lab.queue.request_finish(lease.job.id) == before
 
 
-def test_finish_request_is_stored_for_running_runs_only(queue_lab):
+def test_finish_request_is_stored_only_for_running_run(queue_lab):
     run_id = enqueue(queue_lab)
     assert queue_lab.queue.request_finish(run_id).finish_requested is False
     lease = claim(queue_lab)

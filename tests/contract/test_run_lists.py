@@ -82,7 +82,7 @@ def test_run_inserted_between_two_pages_does_not_shift_the_next_page(queue_lab):
     assert ids(queue_lab.queue.list(limit=5, after=first.next)) == old[1:]
 
 
-def test_runs_in_claim_order_are_listed_as_they_are_claimed(queue_lab):
+def test_list_in_claim_order_equals_order_of_claims(queue_lab):
     for priority, seconds in ((0, 50), (5, 10), (0, 90), (5, 20)):
         queue_lab.insert(priority=priority, created_at=ago(seconds))
 

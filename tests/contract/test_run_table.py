@@ -94,7 +94,7 @@ def test_enqueue_of_another_request_with_used_id_raises_conflict(queue_lab, othe
 
 
 @pytest.mark.parametrize("number", [1e300, 1e23, 1e-05, 10**30, -0.0, float("nan")])
-def test_enqueue_is_idempotent_for_every_number(queue_lab, number):
+def test_enqueue_is_idempotent_for_unusual_numbers(queue_lab, number):
     request, run_id = RunRequest(data_yaml="d", configuration={"lr0": number}), str(uuid.uuid4())
 
     assert [queue_lab.queue.enqueue(request, id=run_id) for _ in range(2)] == [run_id, run_id]
@@ -121,7 +121,7 @@ def test_priority_decides_next_claim(queue_lab):
     assert claim(queue_lab).job.id == later
 
 
-def test_priority_of_unknown_run_or_out_of_range_is_rejected(queue_lab):
+def test_set_priority_returns_none_for_unknown_run_and_rejects_value_out_of_range(queue_lab):
     assert queue_lab.queue.set_priority(UNKNOWN, 3) is None
     run_id = enqueue(queue_lab)
     with pytest.raises(BadRequest, match="must be a whole number"):

@@ -1,4 +1,4 @@
-"""Hostile archives: each is rejected in bounded time and memory, and writes nothing outside the root."""
+"""Hostile archives: each is rejected in bounded time and writes no file outside the root."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_invalid_record_in_export_is_rejected(server, fetcher, place, line):
     "file",
     ["../../../x.jpg", "/etc/x.jpg", "-rf.jpg", "..jpg", ".jpg", "a\\..\\b.jpg", "a" * 200 + ".jpg", "", "x.php"],
 )
-def test_images_of_export_with_hostile_names_stay_inside_tree(server, fetcher, place, file):
+def test_images_of_export_with_hostile_names_stay_inside_dataset(server, fetcher, place, file):
     server.pages["/a"] = body(b"image")
     record = {"file": file, "split": "train", "url": server.url("/a")}
     server.pages["/x.ndjson"] = body("\n".join(json.dumps(r) for r in (HEAD, record)).encode())

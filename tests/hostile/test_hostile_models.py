@@ -121,8 +121,8 @@ def test_invalid_name_is_rejected_before_any_lookup(name):
 @pytest.mark.parametrize(
     "value", [[], {}, ["yolo11n"], {"model": "/etc/passwd"}, 0, 1.5, True, "x" * 2_000_000], ids=lambda v: str(v)[:20]
 )
-def test_settings_other_than_base_model_cannot_name_a_model(value):
-    """Every other setting whose value Ultralytics would load as a model is rejected or removed."""
+def test_configuration_cannot_name_another_model(value):
+    """A setting whose value Ultralytics would load as a model is rejected or removed."""
     for key in ("model", "pretrained", "resume", "distill_model", "cfg", "weights", "base_model"):
         request = RunRequest(data_yaml="/data/data.yaml", base_model="yolo11n", configuration={key: value})
         with contextlib.suppress(BadRequest):

@@ -170,7 +170,7 @@ def test_public_address_is_allowed(tmp_path, address):
 
 @pytest.mark.usefixtures("_no_contact")
 @pytest.mark.parametrize("address", ["169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "0.0.0.0", "224.0.0.1"])
-def test_metadata_address_is_forbidden_even_if_private_hosts_are_allowed(tmp_path, address):
+def test_link_local_unspecified_and_multicast_addresses_are_forbidden_even_for_allowed_host(tmp_path, address):
     client = GuardedClient(
         allowed_hosts=["data.example:80"],
         resolve=lambda *_: [address],

@@ -28,7 +28,7 @@ def subreapers():
 
 
 def second(subreaper):
-    """Return the second subreaper. Its children are the program and adopted orphans."""
+    """Return the second subreaper, a child of the first. Its children are the program and adopted orphans."""
     deadline = time.monotonic() + 10
     while not subreaper.children() or not subreaper.children()[0].children():
         assert time.monotonic() < deadline
@@ -48,7 +48,7 @@ def is_subreaper(process):
 
 
 class Trained:
-    """A training with one of the programs. It records every event and every line of output."""
+    """A training with one of the programs in `programs/`. It records every event and every line of output."""
 
     def __init__(self, tmp_path, trainer):
         self.trainer = trainer

@@ -14,7 +14,7 @@ pytestmark = needs_landlock
 
 
 def test_samples_of_policy_include_imported_packages(host):
-    """Samples must be usable in the sandbox. Without this check, an unusual installation would cause an ImportError."""
+    """The sandbox checks that it can open the samples. Otherwise, an unusual installation would cause an ImportError."""
     samples = policy.access_policy(host.order, host.environment).samples
 
     assert [path.parent.name for path in samples[-4:]] == ["torch", "ultralytics", "numpy", "trainer"]

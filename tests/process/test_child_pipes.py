@@ -1,4 +1,4 @@
-"""The pipes of the real training process, before and during the training."""
+"""The pipes of the real training process before a training: the end of stdin, and an invalid command."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from trainer.training.supervisor.environment import child_environment, private_f
 
 @pytest.fixture
 def start(tmp_path):
-    """Return a function that starts the real program with pipes for stdin, events and output."""
+    """Return a function that starts the real training process with pipes for stdin, events and output."""
     started = []
 
     def starting():

@@ -118,7 +118,7 @@ def test_private_folder_of_killed_service_is_removed_by_next_service(tmp_path, h
 
 
 def subreapers_of(process):
-    """Return the first subreapers."""
+    """Return the first subreapers of a supervisor process."""
     return [child for child in psutil.Process(process.pid).children() if is_subreaper(child)]
 
 
@@ -170,7 +170,7 @@ def test_training_ends_when_its_supervisor_is_killed(tmp_path, home, how, name, 
         process.wait()
 
     assert gone([below.pid for below in tree] + pids)
-    # a folder that was created just before the kill has no process yet: the next service removes the folder
+    # only the folders of running processes are checked; the next service removes a folder that has no process yet
     assert folders
     wait_until(lambda: not any(map(Path.exists, folders)))
 

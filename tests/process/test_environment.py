@@ -65,7 +65,7 @@ def test_run_without_gpus_sees_no_gpu(program):
 def test_libraries_write_to_private_folder(report):
     folder = report["environment"]["HOME"]
 
-    assert report["cwd"] == f"{folder}/tmp"  # an empty folder, so that nothing is imported by accident
+    assert report["cwd"] == f"{folder}/tmp"  # an empty folder, so that no module is imported by accident
     for name in ("TMPDIR", "YOLO_CONFIG_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         assert report["environment"][name].startswith(folder)
 

@@ -40,7 +40,7 @@ def test_output_before_sigkill_is_used_for_diagnosis(program):
         program("is_killed_for_memory").train()
 
 
-def test_out_of_memory_in_training_process_does_not_affect_supervisor(program):
+def test_memory_error_of_training_process_is_diagnosed(program):
     with pytest.raises(MachineFailed, match="memory"):
         program("exhausts_memory").train()
 

@@ -53,7 +53,7 @@ def test_fast_listener_gets_readable_output_to_the_end(program, monkeypatch):
     )  # 30 completed bars, and one unfinished bar per second
 
 
-def test_redrawn_bar_becomes_first_and_last_line(program):
+def test_only_first_and_last_state_of_redrawn_bar_become_lines(program):
     training = program("draws_bars")
 
     training.train()

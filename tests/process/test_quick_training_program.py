@@ -1,4 +1,4 @@
-"""The program trains_quickly, which other tests use instead of the real training process, behaves like this process."""
+"""The fake training process `trains_quickly` of other tests behaves like the real training process."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_finish_request_never_kills_training(program):
     training = program("slow_to_stop", grace=0.1)
     training.when(in_training, lambda: training.stop.set(StopReason.FINISH))
 
-    with pytest.raises(MachineFailed):  # the process exited by itself after six times the grace, without a result
+    with pytest.raises(MachineFailed):  # the process exited by itself 0.6 s after the request, without a result
         training.train()
 
     assert '"finish"' in training.of("warning")[0].message

@@ -127,7 +127,7 @@ def test_killed_subreaper_leaves_no_grandchildren(program, tmp_path, home, leak_
 
 @pytest.fixture
 def adopts_orphans():
-    """Make this process adopt orphans, like the first process of a container."""
+    """Let this process adopt orphans, as the first process of a container does."""
     prctl = ctypes.CDLL(None).prctl
     assert prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     yield

@@ -1,4 +1,7 @@
-"""Waits for a training order, then sends a result. If the file that the argument names exists, removes it and exits."""
+"""Waits for a training order. If the file that the argument names exists, removes the file and exits without a result.
+
+Otherwise, sends a result.
+"""
 
 import os
 import sys

@@ -24,7 +24,7 @@ pids = [
     subprocess.Popen([sys.executable, "-S", "-c", SLEEPER], pass_fds=(EVENTS,)).pid,
     subprocess.Popen([sys.executable, "-S", "-c", SLEEPER], pass_fds=(EVENTS,), start_new_session=True).pid,
 ]
-# the parent of this process has already exited, so only a subreaper finds the process
+# the parent of the orphan has already exited, so only a subreaper finds the orphan
 command = [sys.executable, "-S", "-c", PARENT, str(EVENTS)]
 orphan = subprocess.run(command, pass_fds=(EVENTS,), stdout=subprocess.PIPE, check=True)
 with open(sys.argv[1] + ".new", "w") as file:

@@ -1,4 +1,7 @@
-"""Enters the sandbox for the training order on stdin, then runs each of `snippets` and prints the results as JSON."""
+"""Enters the sandbox for the training order on stdin. Then runs each code snippet of the second line on stdin.
+
+Prints the results as JSON.
+"""
 
 import json
 import os

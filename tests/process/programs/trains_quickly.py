@@ -20,9 +20,9 @@ The other options are a JSON object in `behavior.json` in the root of the datase
                                 the first event, "finalizing": after the last epoch
     crash               none    {"error": "RuntimeError", "message": "CUDA out of memory"}: sent as `crashed`
     exit                none    exit code, without a final event
-    signal              none    number of the signal that it sends to itself
+    signal              none    number of the signal that the program sends to itself
     print               none    text printed before the failure
-    hang                false   from the failure on, sends no event and obeys no request except SIGTERM
+    hang                false   the failure is a sleep of one hour, in which stop requests are ignored
     ignores_stop        false   ignores stop requests for the whole run
     ignores_signals     false   ignores SIGTERM and SIGINT for the whole run
     only_fresh          false   the failure happens only in a training that does not resume
@@ -95,7 +95,7 @@ class Quick:
         (self.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         (self.run_dir / "args.yaml").write_text(f"epochs: {self.epochs}\n")
         for epoch in range(self.order["last_reported_epoch"] + 1, self.first_epoch):
-            # the last attempt did not report this epoch; a real training also reports it before it continues
+            # the last attempt did not report this epoch; a real training also reports the epoch before it continues
             self.report_epoch(epoch)
         self.send(kind="phase", phase="loading", seconds=None)
         for message in self.option("warnings", []):
