@@ -131,7 +131,7 @@ def test_zip_with_wrong_declared_size_is_rejected(tmp_path):
 
 
 @pytest.mark.parametrize("is_zip64", [False, True])
-def test_zip_with_too_large_index_is_rejected_before_it_is_read(tmp_path, monkeypatch, is_zip64):
+def test_zip_with_too_large_index_is_rejected_before_index_is_read(tmp_path, monkeypatch, is_zip64):
     """The module zipfile reads the whole index into memory before the service can count the members."""
     size = archive_module.ZIP_INDEX + 1
     end = (0xFFFFFFFF if is_zip64 else size).to_bytes(4, "little")
@@ -155,7 +155,7 @@ def test_zip_index_with_exactly_the_maximum_size_is_accepted(tmp_path, monkeypat
 def test_damage_at_end_of_compressed_tar_is_detected(tmp_path):
     archive = tarred(tmp_path / "a.tar", mode="w")
     packed = bytearray(gzip.compress(archive.read_bytes()))
-    packed[-6] ^= 1  # this byte is in the checksum of gzip, which is compared after all other data
+    packed[-6] ^= 1  # this byte is in the gzip checksum, which is checked after all data is read
     (tmp_path / "b.tgz").write_bytes(packed)
     with pytest.raises(DatasetError, match="damaged"):
         extract(tmp_path / "b.tgz", tmp_path / "out", StopSignal())
@@ -169,7 +169,7 @@ def test_truncated_tar_is_rejected(tmp_path, mode, share):
     noise = random.Random(1)
     archive = tarred(tmp_path / "a.tar", {f"{n}.txt": noise.randbytes(2000) for n in range(30)}, mode)
     data = archive.read_bytes()
-    end = len(data) if mode != "w" else len(data) - 10240  # only padding follows the last file
+    end = len(data) if mode != "w" else len(data) - 10240  # a cut in the padding after the last file loses no data
     archive.write_bytes(data[: int(end * share)])
     with pytest.raises(DatasetError, match="damaged"):
         extract(archive, tmp_path / "out", StopSignal())

@@ -41,7 +41,7 @@ def test_stored_files_are_read_only(cache):
     assert put(cache, "a").stat().st_mode & 0o777 == 0o444
 
 
-def test_modification_time_depends_only_on_identity(cache, tmp_path):
+def test_modification_time_of_stored_file_depends_only_on_identity(cache, tmp_path):
     first = put(cache, "a").stat().st_mtime_ns
     other = ContentCache(tmp_path / "other", max_bytes=1000, reserve=0)
     assert put(other, "a").stat().st_mtime_ns == first
@@ -62,7 +62,7 @@ def test_temporary_file_is_removed_even_after_error(cache):
     assert list((cache.root).glob("objects/*/*")) == []
 
 
-def test_large_download_keeps_its_path_until_complete(cache):
+def test_partial_large_download_is_kept_until_it_is_complete(cache):
     def fail():
         with cache.receiving("a", 100 << 20) as path:
             (path.parent / "object.part").write_bytes(b"half")
@@ -128,7 +128,7 @@ def test_tree_with_damaged_size_file_is_found_and_evicted(cache, content):
     assert cache.get("a", 100)
 
 
-def test_dropped_tree_is_not_found(cache):
+def test_removed_tree_is_not_found(cache):
     put_tree(cache, "t")
     cache.remove_tree("t")
     assert cache.get_tree("t") is None

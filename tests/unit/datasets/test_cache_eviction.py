@@ -24,7 +24,7 @@ def test_least_recently_used_entry_is_evicted_first(cache):
     assert present == [0, 4, 5, 6, 7, 8, 9]
 
 
-def test_nothing_is_evicted_below_limit(cache):
+def test_nothing_is_evicted_up_to_the_size_limit(cache):
     for number in range(10):
         put(cache, str(number))
     cache.make_room(0)
@@ -130,7 +130,7 @@ def test_reserved_disk_space_is_not_used(tmp_path):
         cache.require_free(0)
 
 
-def test_entries_below_limit_are_evicted_if_disk_is_full(tmp_path):
+def test_entries_are_evicted_if_disk_is_full_even_below_size_limit(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=1 << 60, reserve=FREE * 2)
     put(cache, "a", age=10)
     with pytest.raises(MachineFailed):

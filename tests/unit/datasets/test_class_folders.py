@@ -31,7 +31,7 @@ def test_class_folders_in_splits_are_recognized(tmp_path):
     assert not (tmp_path / "view/data.yaml").exists()
 
 
-def test_dataset_without_class_folders_is_rejected_for_classify_with_required_layout(tmp_path):
+def test_error_about_missing_class_folders_names_required_layout(tmp_path):
     with pytest.raises(DatasetError, match=r"has no class folders.*train/CLASS/NAME\.jpg"):
         prepared(paint(tmp_path / "set"), tmp_path / "view", task=Task.CLASSIFY)
 

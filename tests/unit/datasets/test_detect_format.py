@@ -52,7 +52,7 @@ IMAGES = {"train/a.jpg": "", "train/a.txt": "0 .5 .5 .2 .2\n", "train/b.jpg": ""
         ({"a.jpg": "", "export.json": coco("j")}, ("j",)),
         ({"a.jpg": "", "annotations/x.json": coco("j"), "package.json": "{}"}, ("j",)),
         ({"a.jpg": "", "instances.json": coco("boxes"), "captions_annotations.json": "{}"}, ("boxes",)),
-        # the annotations are used if the images of the YAML have no labels
+        # annotations.json is used if the images of the YAML have no label files
         ({"train/a.jpg": "", "data.yaml": YAML.format("y"), "annotations.json": coco("j")}, ("j",)),
         (IMAGES | {"data.yaml": YAML.format("y"), "annotations.json": coco("j")}, ("y",)),
         ({"cat/a.jpg": "", "dog/b.jpg": ""}, ("cat", "dog")),

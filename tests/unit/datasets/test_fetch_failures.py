@@ -63,7 +63,7 @@ def test_failed_listing_is_an_error(store, fetch, monkeypatch):
         fetch("storage:p/s/data.yaml")
 
 
-def test_truncated_object_is_rejected_and_not_cached(store, fetch, root, monkeypatch):
+def test_truncated_object_is_rejected(store, fetch, root, monkeypatch):
     def short(ref, path, stop, **_):
         path.write_bytes(YAML.encode() if ref.key.endswith("yaml") else b"")
         return store.stat(ref)

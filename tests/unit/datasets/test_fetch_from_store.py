@@ -57,7 +57,7 @@ def test_unrelated_objects_are_not_downloaded(store, fetch):
     assert content(fetch("storage:p/s/data.yaml")) == {**DATASET, "classes.txt": b"a"}
 
 
-def test_reference_can_be_stored_yaml_with_any_name_or_folder(store, fetch):
+def test_reference_can_name_a_folder_or_a_yaml_with_any_name(store, fetch):
     store.put({"17300-my set.v2": YAML.encode()})
     assert str(fetch("storage:p/s/17300-my set.v2").entry) == "17300-my set.v2"
     folder = fetch("storage:p/s")

@@ -92,7 +92,7 @@ def export(server, records, path="/set.ndjson"):
     return server.url(path)
 
 
-def test_ndjson_export_becomes_yolo_tree(server, fetch):
+def test_ndjson_export_becomes_yolo_dataset(server, fetch):
     fetched = fetch(export(server, RECORDS))
     files = content(fetched)
     assert files.pop("data.yaml").decode() == (

@@ -142,9 +142,9 @@ def test_changed_pixels_are_not_used(host):
     keep(host.prepare("v1"))
     host.discard("v1")
     view = host.prepare("v2")
-    spoilt = view.root / "pixels" / RECIPE / "images/train/0000.jpg.npy"
-    spoilt.chmod(0o644)
-    spoilt.write_bytes(b"other pixels")
+    changed = view.root / "pixels" / RECIPE / "images/train/0000.jpg.npy"
+    changed.chmod(0o644)
+    changed.write_bytes(b"other pixels")
 
     host.discard("v2")
     assert f"{RECIPE}/images/train/0000.jpg.npy" not in linked(host.prepare("v3"))

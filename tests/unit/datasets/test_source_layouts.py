@@ -46,7 +46,7 @@ SOURCES = {
     "http(s) URL of an NDJSON export": EXPORTED,
     "http(s) URL of a YAML": ("`.txt` lists", "merged", "split on demand"),
     "folder instead of a YAML": EVERY,
-    "annotations file instead of a YAML": ("COCO", "DICE"),
+    "annotation file instead of a YAML": ("COCO", "DICE"),
 }
 LABELED = (Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB)
 TASKS = {

@@ -1,4 +1,4 @@
-"""Splits: ratios per class, and the same result for every order of the files and in every version."""
+"""Each class is split by the same ratios. The order of the files and the version of the service have no effect."""
 
 from __future__ import annotations
 

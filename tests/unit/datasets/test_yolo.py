@@ -33,7 +33,10 @@ LAYOUTS = {
     "path: .": ({}, "path: .\ntrain: images/train\nval: images/val\n"),
     "path of another computer": ({}, "path: /home/me/set\ntrain: images/train\nval: images/val\n"),
     "path of a Windows computer": ({}, "path: C:\\Users\\me\\set\ntrain: images\\train\nval: images\\val\n"),
-    "absolute splits of another computer": ({}, "train: /home/me/set/images/train\nval: /home/me/set/images/val\n"),
+    "absolute split paths of another computer": (
+        {},
+        "train: /home/me/set/images/train\nval: /home/me/set/images/val\n",
+    ),
     "trailing slashes": ({}, "train: images/train/\nval: ./images/val/\n"),
     "splits as lists": ({}, "train: [images/train]\nval:\n  - images/val\n"),
     "nc as text": ({}, "nc: '2'\ntrain: images/train\nval: images/val\n"),
@@ -53,7 +56,7 @@ LAYOUTS = {
     ),
     "no splits in the YAML": ({}, ""),
     "val folder without an entry in the YAML": ({}, "train: images/train\n"),
-    "training and validation folders": ({}, "train: images/train\nvalidation: images/val\n"),
+    "validation instead of val": ({}, "train: images/train\nvalidation: images/val\n"),
 }
 
 
@@ -116,7 +119,7 @@ def test_yaml_indented_with_tabs_is_read_with_a_warning(tmp_path):
     assert "yaml_tabs" in codes(prepared(data, tmp_path / "view"))
 
 
-def test_reference_can_be_yaml_with_any_name_or_folder(tmp_path):
+def test_reference_can_name_a_folder_or_a_yaml_with_any_name(tmp_path):
     data = paint(tmp_path / "set")
     data.rename(data.with_name("1712-my set.yml"))
     assert counted(prepared(data.with_name("1712-my set.yml"), tmp_path / "view")) == {"train": 6, "val": 2}

@@ -10,7 +10,7 @@ from trainer.disk import durable
 
 @pytest.fixture
 def synced(monkeypatch):
-    """Return the list of synced paths. A file that is renamed later has its old path."""
+    """Return the list of synced paths. A file that is renamed after its sync is listed with its old path."""
     paths = []
     monkeypatch.setattr(durable.os, "fsync", lambda fd: paths.append(os.readlink(f"/proc/self/fd/{fd}")))
     return paths

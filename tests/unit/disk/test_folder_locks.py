@@ -94,7 +94,7 @@ def test_process_on_other_host_counts_as_crashed_after_a_day_without_refresh(fol
     assert use_of(folder) is Use.LEFT
 
 
-def test_refresh_sets_time_of_lock_file_to_now(folder):
+def test_refresh_sets_modification_time_of_lock_file_to_now(folder):
     locks = FolderLocks()
     with locks.held(folder):
         os.utime(lock_file(folder), (0, 0))
@@ -121,7 +121,7 @@ def test_use_of_folder_waits_until_sweep_releases_folder(folder):
 
 
 def test_folder_taken_for_removal_is_not_used_by_other_threads(folder):
-    """One thread takes the folder for removal, and two threads use the folder. A lock on a removed file is invalid."""
+    """One thread takes the folder for removal, and two threads use the folder. A lock on a removed lock file must not count."""
     locks, users, found = FolderLocks(), [], []
 
     def use():

@@ -160,7 +160,7 @@ def test_missing_or_invalid_root_is_not_an_error(root, root_is):
     swept(root)
 
 
-def test_folder_replaced_by_link_during_removal_is_not_followed(root, tmp_path, monkeypatch):
+def test_link_that_replaces_folder_during_removal_is_not_followed(root, tmp_path, monkeypatch):
     made(root / "train_a", 100)
     target = made(tmp_path / "target", 100)
     real = Path.rename

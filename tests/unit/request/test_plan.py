@@ -64,7 +64,7 @@ def test_configuration_that_is_not_an_object_is_rejected(raw):
     assert len(problem) < 200
 
 
-def test_huge_configuration_is_rejected_before_parsing():
+def test_configuration_of_more_than_1000000_characters_is_rejected():
     (problem,) = problems('{"epochs": 3' + " " * 2_000_000 + "}")
     assert "1000000 characters" in problem
 

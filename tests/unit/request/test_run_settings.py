@@ -124,7 +124,7 @@ def test_unknown_task_is_rejected(word):
     assert "one of detect, segment, classify, pose, obb" in problem
 
 
-def test_model_of_other_task_is_replaced_with_warning():
+def test_plan_warns_if_model_has_other_task():
     plan = parse({"task": "pose"}, base_model="yolo11n-seg")
     assert plan.model == OfficialModel(stem="yolo11n", task=Task.SEGMENT)
     assert plan.warnings == ("base_model names a segment model, and the task is pose: yolo11n-pose is used",)

@@ -218,8 +218,8 @@ for name, value in json.load(sys.stdin):
 """
 
 
-def test_installed_version_accepts_every_allowed_value(tmp_path):
-    """Check the highest and lowest values of each argument, parsed as in a row."""
+def test_installed_version_accepts_highest_and_lowest_allowed_values(tmp_path):
+    """Check the values in `BOUNDS`, parsed as in a row."""
     values = []
     for line in BOUNDS.replace("\n", " | ").split("|"):
         name, *given = line.split() or [None]

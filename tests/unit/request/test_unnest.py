@@ -201,7 +201,7 @@ def test_blank_setting_does_not_conflict_with_value_under_other_name(blank):
 
 
 @pytest.mark.parametrize("blank", BLANKS)
-def test_blank_key_of_split_or_requires_means_default(blank):
+def test_blank_value_in_split_or_requires_means_default(blank):
     asked = {
         "train_ratio": 0.7,
         "val_ratio": blank,

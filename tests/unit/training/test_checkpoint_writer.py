@@ -1,4 +1,4 @@
-"""Checkpoints are copied immediately and saved by a thread. The next copy waits for a running save."""
+"""Checkpoints are copied immediately and saved by a thread. The next copy waits until the previous save has ended."""
 
 import hashlib
 import threading
@@ -77,7 +77,7 @@ def test_slow_disk_does_not_block_training(tmp_path, state, slow_disk):
     assert content_of(writer.saved) == "first"
 
 
-def test_next_copy_waits_for_running_save(tmp_path, state, slow_disk):
+def test_next_copy_waits_until_previous_save_has_ended(tmp_path, state, slow_disk):
     events = []
     writer = CheckpointWriter(tmp_path, events.append)
     writer.copy(state, Progress(epoch=1), {})
@@ -93,7 +93,7 @@ def test_next_copy_waits_for_running_save(tmp_path, state, slow_disk):
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Let every sync fail until the test empties the returned list."""
+    """Return a list. Every sync fails until the test empties the list."""
     full = [True]
     sync = durable.os.fsync
 

@@ -30,7 +30,7 @@ def crash(error, message, traceback=""):
 
 
 @pytest.mark.parametrize(("error", "message", "kind", "sentence"), EXCEPTIONS.values(), ids=EXCEPTIONS)
-def test_exception_is_diagnosed_in_one_sentence(error, message, kind, sentence):
+def test_exception_is_diagnosed_in_one_short_line(error, message, kind, sentence):
     diagnosis = diagnose(evidence(crashed=crash(error, message)))
 
     assert type(diagnosis) is kind
@@ -67,7 +67,7 @@ def test_gpu_memory_hint_depends_on_batch(batch, hint):
     assert hint in str(diagnosis)
 
 
-def test_halved_batch_is_used_in_hint():
+def test_gpu_memory_hint_uses_batch_size_after_halving():
     message = "CUDA out of memory. Tried to allocate 2.50 GiB. (batch 1, image size 640, batch halved 3 times)"
 
     diagnosis = diagnose(evidence(crashed=crash("OutOfMemoryError", message)))
@@ -141,7 +141,7 @@ def test_kernel_oom_kill_count_overrides_output():
     assert "most likely" in str(diagnose(dataclasses.replace(facts, oom_kills=0)))
 
 
-def test_unexplained_crash_is_retried():
+def test_unexplained_crash_becomes_machine_failed():
     assert isinstance(diagnose(evidence(exit_code=-11)), MachineFailed)
 
 

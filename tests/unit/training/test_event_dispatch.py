@@ -40,7 +40,7 @@ def test_events_arrive_in_order_before_lines():
     assert delivered("a line", epoch(1), "another", epoch(2)) == [epoch(1), epoch(2), "a line", "another"]
 
 
-def test_only_newest_waiting_batch_event_arrives():
+def test_only_newest_of_consecutive_queued_batch_events_arrives():
     assert delivered(batch_event(1), batch_event(2), epoch(1), batch_event(3), batch_event(4)) == [
         batch_event(2),
         epoch(1),

@@ -45,7 +45,7 @@ def test_durable_events_arrive_in_order_without_blocking_sender(pipe):
     assert len([event for event in received if isinstance(event, BatchProgress)]) < 2000
 
 
-def test_only_newest_waiting_batch_event_is_written(pipe):
+def test_only_newest_queued_batch_event_is_written(pipe):
     reader, writing = pipe
     writer = EventWriter(writing, on_broken=pytest.fail)
     for number in range(5000):

@@ -64,7 +64,7 @@ def test_dataset_is_scanned_after_model_is_built(trainer):
     assert in_order(source(trainer._setup_train), "self.setup_model()", "self._build_train_pipeline()")
 
 
-def test_stop_at_end_of_epoch_needs_no_validation(trainer):
+def test_stop_set_by_last_callback_of_epoch_ends_training_loop(trainer):
     loop = source(trainer._do_train)
 
     assert in_order(loop[loop.index('"on_fit_epoch_end"') :], "if self.stop:", "break")

@@ -1,4 +1,4 @@
-"""A model folder, an object store, and a release server."""
+"""Fixtures: a model folder, an object store, and a fake release server."""
 
 import threading
 

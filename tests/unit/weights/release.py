@@ -45,7 +45,7 @@ def upload(store: LocalObjectStore, tmp_path: Path, key: str, content: bytes) ->
 
 
 class Release(http.server.ThreadingHTTPServer):
-    """A release server that records requested paths. It sends the responses in `answers` first, and then `body`."""
+    """A fake release server that records the requested paths. It sends the responses in `answers` first, and then `body`."""
 
     daemon_threads = False
 

@@ -1,4 +1,4 @@
-"""Objects of the artifacts bucket, and the models of earlier runs."""
+"""Base models from the artifacts bucket and from earlier runs."""
 
 import hashlib
 import os

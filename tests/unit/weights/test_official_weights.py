@@ -1,4 +1,4 @@
-"""Official weights from MODELS_DIR, or from one verified download."""
+"""Official weights are read from MODELS_DIR. Missing weights are downloaded once and verified."""
 
 import http.server
 import os
@@ -44,7 +44,7 @@ def test_leftover_of_crashed_download_is_overwritten(folder, models, release):
 
 
 @pytest.mark.parametrize("damaged", [b"", weights()[:2000], b"\0" * 5000], ids=["empty", "truncated", "zeros"])
-def test_damaged_official_model_is_downloaded_again_or_rejected_without_download(folder, models, release, damaged):
+def test_damaged_weights_are_downloaded_again_or_rejected_if_download_is_disabled(folder, models, release, damaged):
     put(models, "yolo11n.pt", damaged)
     path = folder(allow_download=True, release_url=release.url).resolve(YOLO11N, Task.DETECT, StopSignal())
     assert path.read_bytes() == release.body

@@ -18,7 +18,7 @@ def test_file_of_operator_is_found(folder, models):
 @pytest.mark.parametrize(
     "content", [b"", b"not a zip", b"\x80\x02}q\x00.", weights()[:-30], b"PK\x03\x04" + b"\0" * 1000]
 )
-def test_file_not_saved_by_torch_is_rejected(folder, models, content):
+def test_file_that_is_not_a_complete_pytorch_file_is_rejected(folder, models, content):
     put(models, "a.pt", content)
     put(models, "yolo11n.pt", content)
     for model, name in ((ModelFile(name="a.pt"), "a.pt"), (YOLO11N, "yolo11n.pt")):
