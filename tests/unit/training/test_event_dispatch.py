@@ -73,7 +73,7 @@ def test_lines_above_limit_are_counted_and_dropped():
     assert received[MOST_LINES:] == ["… 500 lines left out: output came too fast …"]
 
 
-def test_notice_of_dropped_lines_replaces_the_lines():
+def test_notice_is_at_the_position_of_the_dropped_lines():
     dispatcher, listener = EventDispatcher(), Listener()
     for number in range(MOST_LINES + 7):
         dispatcher.line(str(number))

@@ -150,7 +150,7 @@ def test_label_caches_are_read_by_replaceable_function(ultralytics):
 
     assert "load_dataset_cache_file(cache_path)" in source(dataset)
     for method in (dataset.YOLODataset._load_or_scan_cache, dataset.ClassificationDataset.verify_images):
-        assert "except Exception" in source(method)  # if the cache is refused, Ultralytics scans the labels
+        assert "except Exception" in source(method)  # if the cache cannot be loaded, Ultralytics scans the labels
 
 
 def test_torch_loads_checkpoint_with_added_members(ultralytics, tmp_path):

@@ -131,7 +131,7 @@ def test_nan_and_infinity_are_removed_from_mappings():
 
     event = decode_event(line)
 
-    assert json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    assert json.loads(line, parse_constant=lambda name: pytest.fail(f"the JSON contains {name}"))
     assert event.losses == {"cls_loss": 1.0}
     assert event.eta_seconds is None
 
