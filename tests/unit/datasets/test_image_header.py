@@ -72,7 +72,7 @@ def test_size_of_jpeg_with_large_color_profile_is_read(tmp_path):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
-def test_truncated_file_is_a_problem(tmp_path, kind, share):
+def test_truncated_file_is_reported(tmp_path, kind, share):
     data = encoded(kind, image(200, 200))
     assert look(tmp_path, data[: int(len(data) * share)]).problem
 
@@ -86,7 +86,7 @@ def test_data_after_end_mark_of_jpeg_is_detected(tmp_path, tail):
     assert problem_and_trailing_data(look(tmp_path, encoded("PNG") + tail)) == ("", False)
 
 
-def test_truncated_jpeg_with_complete_thumbnail_is_a_problem(tmp_path):
+def test_truncated_jpeg_with_complete_thumbnail_is_reported(tmp_path):
     data = encoded("JPEG", image(300, 300), exif=b"Exif\0\0" + encoded("JPEG", image(32, 32)))
     assert look(tmp_path, data).problem == ""
     assert look(tmp_path, data[: len(data) * 2 // 3]).problem == "truncated"
@@ -123,7 +123,7 @@ def test_video_after_jpeg_is_accepted(tmp_path):
         (b"\0\0\0\x1cftypavif" + bytes(60), "damaged"),
     ],
 )
-def test_content_that_is_not_an_intact_image_is_a_problem(tmp_path, data, sign):
+def test_content_that_is_not_an_intact_image_is_reported(tmp_path, data, sign):
     fact = look(tmp_path, data)
     assert sign in fact.problem
     assert not fact.problem.startswith("cannot")
@@ -135,11 +135,11 @@ def test_png_with_too_many_pixels_is_detected_from_its_header(tmp_path):
     assert "60000 x 60000 pixels, more than" in look(tmp_path, b"\x89PNG\r\n\x1a\n" + chunk + b"IEND").problem
 
 
-def test_too_small_image_is_a_problem(tmp_path):
+def test_too_small_image_is_reported(tmp_path):
     assert "9 x 20 pixels, smaller than 10" in look(tmp_path, encoded("PNG", image(9, 20))).problem
 
 
-def test_missing_file_or_folder_is_a_problem(tmp_path):
+def test_missing_file_and_path_of_folder_are_reported(tmp_path):
     assert "No such file" in facts(str(tmp_path / "gone.jpg")).problem
     assert "cannot be" in facts(str(tmp_path)).problem
 

@@ -34,7 +34,7 @@ def test_invalid_dataset_reference_is_rejected(bad):
     assert problem.startswith("data = ")
 
 
-def test_missing_or_invalid_dataset_is_a_problem():
+def test_missing_or_invalid_dataset_is_rejected():
     (problem,) = problems(data_yaml=None)
     assert problem.startswith("data_yaml: missing")
     (problem,) = problems(data_yaml="a\x00b")
@@ -204,7 +204,7 @@ def test_invalid_device_is_rejected(device):
     assert problem.startswith("device = ")
 
 
-def test_contradicting_compute_and_device_are_a_problem():
+def test_contradicting_compute_and_device_are_rejected():
     (problem,) = problems({"compute": "cpu", "device": 0})
     assert "contradict" in problem
     (problem,) = problems({"compute": "quantum"})

@@ -96,7 +96,7 @@ def test_two_names_of_one_setting_with_same_value_are_accepted():
     assert parse({"batch": 8, "batchSize": 8}).batch == 8
 
 
-def test_two_names_of_one_setting_with_different_values_are_a_problem():
+def test_two_names_of_one_setting_with_different_values_are_rejected():
     assert problems({"batch": 8, "batchSize": 16}) == (
         "batch = 8 and batchSize = 16: two spellings of the same setting must agree; keep one",
     )

@@ -182,7 +182,7 @@ def test_configuration_is_used_if_column_is_blank(blank):
 
 
 @pytest.mark.parametrize("blank", BLANKS)
-def test_dataset_missing_in_column_and_configuration_is_a_problem(blank):
+def test_dataset_missing_in_column_and_configuration_is_rejected(blank):
     with pytest.raises(BadRequest) as refused:
         plan_of_row(insert(dataYaml=blank) | {"data_yaml": ""})
 
