@@ -1,4 +1,4 @@
-"""A healthy host for the tests of `doctor`, with a fake torch. A test can change it."""
+"""A healthy host for the tests of `doctor`, with a fake torch. A test can change this host."""
 
 from trainer import doctor, host
 
@@ -17,7 +17,7 @@ GPU = host.Gpu(index=0, name="NVIDIA H200", memory=139 * 2**30, driver="580.1")
 
 
 class HostUnderTest:
-    """A healthy host with a fake torch. A test can change it."""
+    """A healthy host with a fake torch. A test can change this host."""
 
     def __init__(self, home, monkeypatch):
         self.home = home

@@ -1,4 +1,4 @@
-"""Run the real command as a process, with a local queue and a fake training."""
+"""Run the real command as a process, with a fake or a real training."""
 
 import json
 import os

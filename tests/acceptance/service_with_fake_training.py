@@ -1,8 +1,8 @@
 """trainer_service.py with a fake training (tests/process/programs/trains_quickly.py) instead of the training process.
 
-The options of the fake training are in TRAINER_HOME/behavior.json, which each training reads. FAKE_TRAINING names
-another program. PRETENDED_GPUS is the number of fake GPUs, with 24 GiB each. SWEEP_SECONDS is the interval of the
-housekeeping.
+The options of the fake training are in TRAINER_HOME/behavior.json, which each training reads. FAKE_TRAINING is
+the name of another fake training. PRETENDED_GPUS is the number of fake GPUs, with 24 GiB each. SWEEP_SECONDS is the
+interval of the housekeeping.
 """
 
 import functools

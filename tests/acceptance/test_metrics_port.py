@@ -58,7 +58,7 @@ def test_no_port_is_opened_by_default(tmp_path):
         assert not [c for c in psutil.Process(service.process.pid).net_connections() if c.status == "LISTEN"]
 
 
-def test_invalid_project_url_ends_service_with_one_line_error(tmp_path):
+def test_invalid_project_url_ends_service_with_error_that_names_setting(tmp_path):
     url = {"SUPABASE_URL": "abc.supabase.co", "SUPABASE_SERVICE_ROLE_KEY": "sb_secret_x", "BACKEND": "supabase"}
     service = Service(tmp_path / "home", {}, **url)
     service.start()
@@ -68,7 +68,7 @@ def test_invalid_project_url_ends_service_with_one_line_error(tmp_path):
     assert "Traceback" not in service.log.read_text()
 
 
-def test_port_in_use_ends_service_with_one_line_error(tmp_path):
+def test_port_in_use_ends_service_with_error_that_names_setting(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         service = Service(tmp_path / "home", {}, METRICS_PORT=taken.getsockname()[1])
         service.start()

@@ -74,7 +74,7 @@ def everywhere(home: Path, outside: Path, prefix: str) -> list[Path]:
     return [*runs, *views]
 
 
-def gone(folders: list[Path], seconds=20.0) -> list[Path]:
+def remaining(folders: list[Path], seconds=20.0) -> list[Path]:
     """Return the paths that still exist after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(os.path.lexists(folder) for folder in folders):
@@ -92,12 +92,12 @@ def test_service_completes_runs_with_strange_files_in_its_folders(tmp_path, data
     with running(home, QUICK, SWEEP_SECONDS=0.5) as service:
         first = service.enqueue(data, epochs=1)
         assert service.wait(first, "completed", "failed")["status"] == "completed"
-        assert gone(old) == []
+        assert remaining(old) == []
 
         old = everywhere(home, outside, "during")
         second = service.enqueue(data, epochs=1)
         assert service.wait(second, "completed", "failed")["status"] == "completed"
-        assert gone(old) == []
+        assert remaining(old) == []
 
         assert service.stop() == 0
     assert (outside / "canary").read_text() == OUTSIDE

@@ -70,7 +70,7 @@ def test_every_log_line_of_a_run_has_id_attempt_and_phase(supabase, drawn, home)
             while "queue unavailable" not in service.log.read_text() and time.monotonic() < deadline:
                 time.sleep(0.05)
             supabase.gateway.faults = None
-            # the line is logged after the row was written
+            # the service writes the row first, then logs `run ended`
             while "run ended" not in service.log.read_text() and time.monotonic() < deadline:
                 time.sleep(0.1)
             assert app.row(run_id)["status"] == "completed"
@@ -87,7 +87,9 @@ def test_every_log_line_of_a_run_has_id_attempt_and_phase(supabase, drawn, home)
     assert "checkpoint upload failed, retrying" in texts
     assert {(line.get("run_id"), line.get("attempt")) for line in about} == {(run_id, 1)}
     without_phase = [line["event"] for line in about if not line.get("phase")]
-    assert set(without_phase) <= {"run claimed", "run started"}, "only lines before the first phase may have no phase"
+    assert set(without_phase) <= {"run claimed", "run started"}, (
+        "each line after the start of the first phase must have a phase"
+    )
 
 
 def test_training_output_is_timestamped(home, drawn):

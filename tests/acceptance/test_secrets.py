@@ -161,7 +161,7 @@ def test_no_secret_leaves_the_service(supabase, storage, web, drawn, key, tmp_pa
 
 
 def _printed_by_the_training_itself(place, run_id):
-    """Return whether the file is the log of the run. The training prints a URL of the user to this log."""
+    """Return whether the place is the log of the run, to which the training prints a URL with secrets."""
     return run_id in place and ("run.log" in place or place.startswith("logs "))
 
 

@@ -108,7 +108,7 @@ def test_logs_follow_prints_until_run_ends(home, data):
 
 
 @pytest.mark.long
-def test_third_run_waits_while_two_slots_train(home, data):
+def test_third_run_stays_queued_while_two_slots_are_busy(home, data):
     with running(home, {"seconds_per_epoch": 0.5}, SLOTS=2) as service:
         runs = [service.enqueue(data, epochs=epochs) for epochs in (500, 500, 1)]
         for run in runs[:2]:

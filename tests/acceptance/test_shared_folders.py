@@ -1,4 +1,4 @@
-"""Two services share DATASET_ROOT and RUNS_DIR: no service removes files that the other service uses."""
+"""Two services share DATASET_ROOT and RUNS_DIR: neither service removes files that the other service uses."""
 
 import os
 import time

@@ -64,7 +64,7 @@ def start(tmp_path, manager):
             service.process.wait()
 
 
-def test_ready_is_sent_after_first_answer_of_queue(start, manager):
+def test_service_sends_ready_watchdog_and_stopping_messages(start, manager):
     service = start({})
 
     assert manager.receives("READY=1")
@@ -175,7 +175,7 @@ def test_units_are_valid(tmp_path, unit):
 
 
 def test_stop_timeout_is_longer_than_drain():
-    """After the drain, the service waits for its threads, its reporters and its prestarted process, but not forever."""
+    """After the drain, the service waits a limited time for its threads, reporters and prestarted process."""
     from trainer.settings import Settings
     from trainer.training.supervisor.process_tree import _KILL_SECONDS
     from trainer.wiring.service import REPORTERS_CLOSE

@@ -56,8 +56,8 @@ def test_model_of_each_task_is_trained_fine_tuned_and_exported(tmp_path, task):
         assert "predictions.jsonl" in published
 
 
-def test_dataset_with_annotations_file_of_dice_is_trained_on(tmp_path):
-    """The file has nested annotations, a background class, other category IDs than YOLO, and a split by ID."""
+def test_dice_dataset_is_trained_on(tmp_path):
+    """The annotations file has nested annotations, a background class, category IDs unlike YOLO, and a split by ID."""
     for name, content in dice().files.items():
         path = tmp_path / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def lost(tmp_path):
 
 
 @pytest.mark.long
-def test_worker_with_lost_folder_is_unhealthy_and_its_run_waits(lost, tmp_path):
+def test_worker_with_lost_folder_is_unhealthy_and_its_run_is_requeued(lost, tmp_path):
     run_id = lost.enqueue(draw_dataset(tmp_path / "drawn", images=4, size=32), epochs=1)
 
     row = lost.wait_until(run_id, lambda row: row["failures"] > 0)

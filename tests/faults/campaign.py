@@ -51,7 +51,10 @@ class Site:
 
 
 class Campaign:
-    """`recipe` describes the trainings. Without `runs`, enough runs are queued to keep the workers busy."""
+    """Hosts, runs and random faults. `recipe` describes the trainings.
+
+    `runs` is the maximum number of runs. If it is None, enough runs are queued to keep the workers busy.
+    """
 
     def __init__(self, cloud: Cloud, folder: Path, recipe, *, workers: int, runs: int | None, seed: int) -> None:
         self.cloud = cloud
@@ -119,7 +122,7 @@ class Campaign:
                         self.findings.violations.append(f"{site.host.home.name} exited by itself ({code}): {end}")
                     site.host.start()
 
-    def settle(self, seconds: float) -> None:
+    def wait_until_runs_end(self, seconds: float) -> None:
         """End all faults, start the services that are down, and wait until every run has ended."""
         for thread in self._threads:
             thread.join(60)
@@ -136,7 +139,7 @@ class Campaign:
         )
 
     def stop(self) -> None:
-        """Stop each service. I10: each service exits with 0 and leaves nothing on its host or in the bucket."""
+        """Stop each service. Check I10: it exits with 0, and no journal, process or unused checkpoint is left."""
         for site in self.sites:
             try:
                 site.host.wait_idle(30, spares=int(self.recipe.keeps_spare), torn=site.disk is not None)
@@ -159,7 +162,7 @@ class Campaign:
             self.findings.violations.append(f"I10: processes of {site.host.home.name} are still running")
 
     def _check_bucket(self) -> None:
-        """I10: after each service has started once more, the bucket has only checkpoints of failed runs."""
+        """I10: after each service has been started again, the bucket has only checkpoints of failed runs."""
 
         def left() -> list[str]:
             failed = {row["id"] for row in self.cloud.rows() if row["status"] == "failed"}
@@ -174,7 +177,7 @@ class Campaign:
             wait_for(lambda: not left(), 30)
         for site in self.sites:
             self._stop(site)
-        # on a full disk, the service cannot record its uploads, so it does not remove the checkpoints
+        # on a full disk, the service cannot record its uploads, so it does not delete the checkpoints
         if left() and not self.counts["full disk"] + self.counts["read only disk"]:
             self.findings.violations.append(f"I10: unused checkpoints in the bucket: {left()}")
 
@@ -224,7 +227,7 @@ def run_campaign(
             with Campaign(cloud, folder, recipe, workers=workers, runs=runs, seed=seed) as campaign:
                 campaign.inject_faults(seconds)
                 try:
-                    campaign.settle(recipe.patience)
+                    campaign.wait_until_runs_end(recipe.patience)
                 except AssertionError as error:
                     campaign.findings.violations.append(f"I6: a run did not end: {error}")
                 campaign.stop()

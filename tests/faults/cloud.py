@@ -210,7 +210,7 @@ class Cloud:
         self.gateway.faults = lambda _, path: (status, {"Content-Type": kind}, body) if what in path else None
 
     def lose_answers(self, what: str, times: int) -> list[str]:
-        """Drop the next `times` answers to requests whose path contains `what`. Return a list that gets these paths."""
+        """Drop the next `times` answers to requests whose path contains `what`. Return the list of their paths."""
         lost: list[str] = []
 
         def lose(_, path):
@@ -237,13 +237,13 @@ class Cloud:
             assert best["path"] in row["trained_model_url"]
 
     def check_epochs(self, run_id: str, *, back: int) -> None:
-        """I9: an attempt reports each epoch once, in order, and repeats at most `back` epochs of the last attempt."""
+        """I9: an attempt reports each epoch once, in order, and repeats at most `back` epochs of the attempt before."""
         reported = self.epochs(run_id)
         for epochs in reported.values():
             assert epochs == list(range(epochs[0], epochs[0] + len(epochs)))
         attempts = sorted(self.trained(run_id).items())
         for (_, before), (attempt, after) in pairwise(attempts):
-            # the attempt before was killed and did not report these epochs
+            # the previous attempt was killed before it reported these epochs
             late = [epoch for epoch in reported[attempt] if epoch < after[0]]
             assert max([before[-1], *late]) + 1 - after[0] in range(back + 1), (attempts, reported)
 
@@ -263,7 +263,7 @@ class Cloud:
 
 
 def wait_for(holds, seconds=30.0, describe=lambda: "") -> None:
-    """Wait until `holds()` is true, ignoring servers that are down. `describe()` is the message of a timeout."""
+    """Wait until `holds()` is true, ignoring servers that are down. A timeout error contains `describe()`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

@@ -69,7 +69,7 @@ def mounted():
         try:
             opened.append(disk.__enter__())
         except DiskUnavailable as reason:
-            # the kernel can lack the file system; every other problem is an error in CI
+            # a kernel without the file system is also accepted in CI; any other problem is an error in CI
             if os.environ.get("CI") and "kernel" not in str(reason):
                 raise
             pytest.skip(str(reason))

@@ -22,7 +22,7 @@ os.environ.setdefault("YOLO_OFFLINE", "1")  # Ultralytics reads this variable du
 
 @dataclass
 class Curves:
-    """Counts over all runs that are neither deleted nor invalid."""
+    """Counts over all valid runs that were not deleted."""
 
     epochs: int = 0
     new_bests: int = 0

@@ -128,7 +128,7 @@ class PowerCut(Disk):
         super().__init__("power cut", place, mebibytes)
 
     def fail(self) -> None:
-        """Cut the power. First kill the processes that use the disk: in a power cut, no process sees an error."""
+        """Cut the power. Before this, kill all processes that use the disk, because a power cut also ends them."""
         commit = self.place / ".commit"
         with commit.open("wb") as file:
             os.fsync(file.fileno())

@@ -17,10 +17,10 @@ KILLS = {
     "kill spare": "processes waiting for the next run",
 }  # fmt: skip
 HOSTS = {"power cut": "power cuts", "full disk": "full disks", "read only disk": "read-only disks"}
-OUTAGES = ("outage", "bad gateway", "lost answers", "bad storage", "wrong storage answers", "bad line")
+OUTAGES = ("outage", "wrong queue answers", "lost answers", "bad storage", "wrong storage answers", "bad connection")
 REST = {
-    "suspend service": "suspended services", "stop training": "stuck trainings", "deploy": "deploys", "cancel": "cancels",
-    "finish": "early ends", "delete row": "deleted rows", "edit and requeue": "ended runs edited and requeued",
+    "suspend service": "suspended services", "suspend training": "stuck trainings", "deploy": "deploys",
+    "cancel": "cancels", "finish": "early ends", "delete row": "deleted rows", "edit and requeue": "ended runs edited and requeued",
 }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ class Findings:
         self._kills: list[tuple[float, str, int, bool]] = []
 
     def killed(self, row, *, service: bool = False) -> None:
-        """Record that the training of this attempt was killed now. With `service`, its service was killed."""
+        """Record that the training of this attempt was killed now. `service`: its service was also killed."""
         self._kills.append((time.time(), row["id"], row["attempt"], service))
 
     def check(self, runs: list[str], recipe) -> None:

@@ -88,7 +88,7 @@ class Host(Service):
         return self.home / "runs" / (f"train_{run_id}" + ("" if attempt == 1 else f"-{attempt}"))
 
     def wait_idle(self, seconds=20.0, spares=0, torn=False) -> None:
-        """I10: wait until no journal is left, and no processes except `spares` prestarted training processes.
+        """I10: wait until no journal is left, and at most `spares` prestarted training processes are running.
 
         With `torn`, journals that a crash of the host made unreadable can remain.
         """
@@ -103,7 +103,7 @@ class Host(Service):
         return self.log.read_text()[-3000:]
 
     def end(self) -> None:
-        """Kill the service and its processes, if they are still running."""
+        """Kill the service if it is still running, and wait at most 5 s for the end of its processes."""
         if self.process and self.process.poll() is None:
             children = self.children()
             self.process.kill()

@@ -34,7 +34,7 @@ ROWS = {
 
 
 def insert(cloud, name: str, base_model: str) -> str:
-    """Insert the row `name` past the trigger that refuses it, and return its ID.
+    """Insert the row `name` without the triggers that would refuse it, and return its ID.
 
     Raises SqlError while the server is down.
     """
@@ -43,8 +43,8 @@ def insert(cloud, name: str, base_model: str) -> str:
     # written as SQL, because Python cannot encode some of the documents
     columns |= {"id": run_id, "configuration": json.dumps({"epochs": 3})} | ROWS[name]
     values = ", ".join(_quoted(value) for value in columns.values())
-    past_triggers = "set session_replication_role = replica;"
-    cloud.sql(f"{past_triggers} insert into training_runs ({', '.join(columns)}) values ({values});")
+    without_triggers = "set session_replication_role = replica;"
+    cloud.sql(f"{without_triggers} insert into training_runs ({', '.join(columns)}) values ({values});")
     return run_id
 
 

@@ -1,10 +1,10 @@
-"""F6 with real durations: the database is down for 1 s, 30 s and 10 min; every setting has its default.
+"""F6 with real durations: the database is down for 1 s, 30 s and 10 min, with the default time limits.
 
     python -m tests.faults.outage 1 30 600
 
 Two runs train when PostgreSQL stops. One run finishes during the outage, so its outcome is delivered later. The other
-run trains until after the outage. The program prints a line of results for each outage, and exits with 1 if something
-was lost.
+run trains until after the outage. The program prints a line of results for each outage, and exits with 1 if an
+epoch, an event or an outcome was lost.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ proxy.freeze()     half-open: connections stay open, but no byte passes in eithe
 proxy.slow(0.5)    delay each piece of data by 0.5 seconds
 proxy.lose(30)     drop 30 % of the packets, in both directions (needs root and nft)
 proxy.cut_answer(40)  reset the connection after 40 bytes of the next answer
-proxy.restore()    work normally again; frozen data is delivered now
+proxy.restore()    end cut, freeze, slow and lose; frozen data is delivered now
 """
 
 from __future__ import annotations

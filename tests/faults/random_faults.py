@@ -20,7 +20,7 @@ from tests.postgres_server import SqlError
 from tests.storage_http import PORTAL
 from trainer.core.job import Status
 
-TRAINING = ("training", "validating")  # the phases in which the run has a training process
+TRAINING = ("training", "validating")  # the phases in which the training process trains or validates epochs
 
 # ── processes ──
 
@@ -38,7 +38,7 @@ def kill_training(campaign, site, dice) -> bool:
 
 
 def kill_spare(campaign, site, dice) -> bool:
-    """Kill the processes that wait for the next run."""
+    """Kill the prestarted training processes."""
     spares = site.host.trainings()[1:]
     for spare in spares:
         with suppress(psutil.NoSuchProcess):
@@ -46,7 +46,7 @@ def kill_spare(campaign, site, dice) -> bool:
     return bool(spares)
 
 
-def stop_training(campaign, site, dice) -> bool:
+def suspend_training(campaign, site, dice) -> bool:
     trainings, runs = site.host.trainings(), campaign.runs_of(site)
     if not trainings or not runs or _phase(runs[0]) not in TRAINING:
         return False
@@ -64,7 +64,7 @@ def kill_service(campaign, site, dice) -> bool:
             campaign.findings.killed(row, service=True)
         children = site.host.kill()
         if not gone(children):
-            campaign.findings.violations.append("I10: a training outlived its killed service")
+            campaign.findings.violations.append("I10: processes of a killed service are still running")
         time.sleep(dice.choice([0, 1, 2 * campaign.recipe.lease]))
         site.host.start()
     return True
@@ -80,7 +80,9 @@ def kill_subreaper(campaign, site, dice) -> bool:
         descendants = killed.children(recursive=True)
         killed.kill()
         if not gone(descendants):
-            campaign.findings.violations.append(f"I10: {descendants} outlived their subreaper")
+            campaign.findings.violations.append(
+                f"I10: {descendants} are still running after the end of their subreaper"
+            )
         return True
     return False
 
@@ -106,7 +108,9 @@ def deploy(campaign, site, dice) -> bool:
         try:
             site.host.process.wait(campaign.recipe.exit_seconds)
         except subprocess.TimeoutExpired:
-            campaign.findings.violations.append("F13: a service did not end within its drain time")
+            campaign.findings.violations.append(
+                f"F13: a service did not exit within {campaign.recipe.exit_seconds} s after SIGTERM"
+            )
             site.host.kill()
         site.host.start()
     return True
@@ -139,7 +143,7 @@ def full_disk(campaign, site, dice) -> bool:
 
 
 def read_only_disk(campaign, site, dice) -> bool:
-    """Make the disk read-only, then stop the service, repair the disk and start the service again."""
+    """Make the disk read-only, then kill all processes of the host, repair the disk and start the service."""
     if not site.disk or not campaign.disk_failing.acquire(blocking=False):
         return False
     with released(campaign.disk_failing), site.disk_lock:
@@ -168,7 +172,7 @@ def outage(campaign, site, dice) -> bool:
     return True
 
 
-def bad_gateway(campaign, site, dice) -> bool:
+def wrong_queue_answers(campaign, site, dice) -> bool:
     what = dice.choice(["beat_", "claim_", "finish_", "/rpc/"])
     status, body = dice.choice(
         [(429, b"{}"), (500, b"{}"), (502, b"<html>"), (503, b"{}"), (200, PORTAL), (404, b"{}")]
@@ -209,7 +213,7 @@ def wrong_storage_answers(campaign, site, dice) -> bool:
     return True
 
 
-def bad_line(campaign, site, dice) -> bool:
+def bad_connection(campaign, site, dice) -> bool:
     wire = site.wire
     dice.choice([wire.cut, wire.freeze, lambda: wire.slow(0.3), lambda: wire.cut_answer(50)])()
     time.sleep(dice.choice([0.3, 1.0, 1.5 * campaign.recipe.lease]))

@@ -22,14 +22,14 @@ FAKE_TRAINING_FAULTS = {
     faults.kill_subreaper: 2,
     faults.kill_service: 5,
     faults.suspend_service: 3,
-    faults.stop_training: 2,
+    faults.suspend_training: 2,
     faults.deploy: 3,
     faults.outage: 3,
-    faults.bad_gateway: 2,
+    faults.wrong_queue_answers: 2,
     faults.lost_answers: 3,
     faults.bad_storage: 3,
     faults.wrong_storage_answers: 3,
-    faults.bad_line: 4,
+    faults.bad_connection: 4,
     faults.cancel: 2,
     faults.finish: 1,
     faults.delete_row: 1,
@@ -45,14 +45,14 @@ REAL_FAULTS = {
     faults.kill_spare: 1,
     faults.kill_service: 6,
     faults.suspend_service: 2,
-    faults.stop_training: 1,
+    faults.suspend_training: 1,
     faults.deploy: 8,
     faults.outage: 2,
-    faults.bad_gateway: 2,
+    faults.wrong_queue_answers: 2,
     faults.lost_answers: 3,
     faults.bad_storage: 3,
     faults.wrong_storage_answers: 3,
-    faults.bad_line: 2,
+    faults.bad_connection: 2,
     faults.cancel: 1,
     faults.finish: 1,
     faults.delete_row: 1,
@@ -63,7 +63,7 @@ REAL_FAULTS = {
     faults.read_only_disk: 1,
 }
 MEAN_EPOCHS = 2.0  # mean number of epochs that all runs together train between two faults
-LONGEST_PAUSE = 15.0  # seconds between two faults, even if fewer epochs were trained
+LONGEST_PAUSE = 15.0  # maximum number of seconds between two faults
 REAL_LEASE = 8.0  # seconds
 REAL_SETTINGS = {
     "LEASE_SECONDS": REAL_LEASE,
@@ -81,12 +81,12 @@ REAL_CONFIGURATION = {
 
 
 class FakeTraining:
-    """Fake trainings: each epoch takes 0.2 s and is a new best."""
+    """Fake trainings: each epoch takes 0.2 s and is better than all earlier epochs."""
 
     title = "a fast fake training"
     lease = LEASE
-    exit_seconds = 20  # time limit of a service after SIGTERM
-    patience = 180  # time limit in seconds until the last run has ended
+    exit_seconds = 20  # maximum number of seconds from SIGTERM to the exit of a service
+    patience = 180  # maximum number of seconds from the last fault to the end of all runs
     keeps_spare = False
     faults = FAKE_TRAINING_FAULTS
 
@@ -121,7 +121,7 @@ class FakeTraining:
 
 
 class RealTraining:
-    """Trainings on drawn squares. Each run starts from weights that have learned the squares, and its fitness drops.
+    """Trainings on drawn squares. Each run starts from weights that detect the squares, and then its fitness drops.
 
     So the first epochs are the best epochs. Most later epochs are not a new best, as in the last part of any training.
     """
@@ -174,7 +174,7 @@ class RealTraining:
         return columns | ({"base_model": "other_squares.pt"} if dice.random() < 0.2 else {})
 
     def pause(self, campaign) -> None:
-        """Wait some epochs before the next fault, so that trainings make progress on a busy machine."""
+        """Wait until some epochs are trained, so that trainings make progress on a busy machine."""
         wanted, deadline = campaign.random.expovariate(1 / MEAN_EPOCHS), time.monotonic() + LONGEST_PAUSE
         before = campaign.ask(campaign.cloud.count_epochs) or 0
         while time.monotonic() < deadline:

@@ -33,7 +33,7 @@ declare
   run public.training_runs;
 begin
   select * into run from public.training_runs where id = new.run_id;
-  if new.seq >= 1000000 then  -- an event that the queue added; the queue can add it when it ends the run
+  if new.seq >= 1000000 then  -- the queue added this event; it can belong to an ended run
     return null;
   end if;
   if run.attempt <> new.attempt or run.status in ('completed', 'failed', 'canceled') then
@@ -43,7 +43,7 @@ begin
 end $$;
 create trigger faults_event after insert on training_run_events for each row
   execute function faults.record_stale_event();
--- the real backoff times (10 s, 20 s, …) have their own tests
+-- a short backoff; other tests check the real backoff (10 s, 20 s, …)
 create or replace function trainer.back_off(failures integer) returns interval
 language sql immutable parallel safe set search_path = '' as $$ select 0.3 * interval '1 second' $$;
 """
@@ -55,7 +55,7 @@ def check_change(path, was, became) -> None:
     if path == "/training_runs" and before.is_terminal and after is Status.QUEUED:
         # a user requeued an ended run
         left = {name: became[name] for name in ("finish_requested", "cancel_requested", "failures") if became[name]}
-        assert not left, f"requeued with columns of its old outcome: {left}"
+        assert not left, f"the requeued run still has columns of its last outcome: {left}"
         return
     assert after is before or after in TRANSITIONS[before], f"I4: {before} → {after}"
     if before.is_terminal:
@@ -63,6 +63,6 @@ def check_change(path, was, became) -> None:
     if after.is_terminal:
         assert became["lease_expires_at"] is None, "I2: an ended run has a lease"
     if became["claim_id"] != was["claim_id"] or became["attempt"] != was["attempt"]:
-        assert (before, after) == (Status.QUEUED, Status.RUNNING), "I1: a run was claimed that was not queued"
+        assert (before, after) == (Status.QUEUED, Status.RUNNING), "I1: the claimed run was not queued"
         assert became["attempt"] == was["attempt"] + 1, "I1: a claim did not increase the attempt by one"
     assert became["failures"] <= became["max_attempts"], "I7: a run has more failures than max_attempts"

@@ -1,7 +1,7 @@
 """trainer_service.py with `fake_training.py` instead of the training process.
 
 The behavior of the trainings is in TRAINER_HOME/behavior.json, which each training reads. TRAINER_HOME/clock.txt
-contains the error of the wall clock of this process, in seconds. The file is read at each use of the clock.
+contains the seconds that are added to the wall clock of this process. The file is read at each use of the clock.
 SWEEP_SECONDS is the interval of the housekeeping.
 """
 
@@ -18,7 +18,7 @@ CHILD = ROOT / "tests" / "faults" / "fake_training.py"
 CLOCK = HOME / "clock.txt"
 
 
-def move_the_wall_clock():
+def change_the_wall_clock():
     true_time, true_datetime = time.time, dt.datetime
 
     def moved_time():
@@ -33,7 +33,7 @@ def move_the_wall_clock():
 
 
 if CLOCK.exists():
-    move_the_wall_clock()
+    change_the_wall_clock()
 
 sys.path.insert(0, str(ROOT))
 

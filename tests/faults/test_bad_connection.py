@@ -26,7 +26,7 @@ def slow(wire):
     wire.slow(2)
 
 
-def garble(wire):
+def truncate(wire):
     wire.cut_answer(30)
 
 
@@ -40,12 +40,12 @@ def lose(wire):
 
 
 @pytest.mark.parametrize(
-    "break_connection", long_except([cut, freeze, slow, garble, lose], cut, garble), ids=lambda f: f.__name__
+    "break_connection", long_except([cut, freeze, slow, truncate, lose], cut, truncate), ids=lambda f: f.__name__
 )
 def test_run_completes_in_one_attempt_over_bad_connection(cloud, host, wire, break_connection):
     """F7 (I6 I8): connections are reset, half-open or slow, answers are cut, or packets are lost.
 
-    Each of them happens during the claim, heartbeats, uploads and the outcome.
+    Each test causes one of these faults during the claim, heartbeats, the upload and the delivery of the outcome.
     """
     a = host("a", SLOW, url=wire.url, LEASE_SECONDS=20 if break_connection in (slow, lose) else LEASE)
     wait_for(lambda: any("claim_training_run" in path for _, path, _ in cloud.gateway.requests))
@@ -82,7 +82,7 @@ WRONG_ANSWERS = {
 
 @pytest.mark.parametrize("status", long_except(WRONG_ANSWERS, 200, 429, 502))
 def test_run_completes_in_one_attempt_despite_wrong_answers_of_queue(cloud, host, status):
-    """F7 (I6): several times, all calls to the queue get an error or a truncated document for a while."""
+    """F7 (I6): three times, all calls to the queue get an error or a truncated document for 0.7 s."""
     a = host("a", SLOW)
     cloud.refuse("/rpc/", status, WRONG_ANSWERS[status])
     run_id = cloud.enqueue(epochs=6)
@@ -189,7 +189,7 @@ def test_training_continues_while_key_is_revoked(cloud, host):
 
 
 def test_disconnected_host_stops_training_after_takeover(cloud, host, wire):
-    """F26 F4 (I1 I5): a disconnected host loses its run to another host. When reconnected, it stops its training."""
+    """F26 F4 (I1 I5): host b takes over the run of host a, which is disconnected. Connected again, a stops its training."""
     a = host("a", SLOW, url=wire.url)
     run_id = cloud.enqueue(epochs=40)
     cloud.wait_epoch(run_id, 3)

@@ -87,7 +87,7 @@ def wait_for_cleanup_of_deleted(cloud, run_id, a):
 
 
 def test_checkpoints_of_killed_host_are_removed_after_takeover(cloud, host):
-    """F2: the run resumes from a checkpoint of the killed host. This host removes the checkpoint after its restart."""
+    """F2: the run resumes from a checkpoint of the killed host. Host a removes the checkpoint after its restart."""
     a = host("a", SLOW, SWEEP_SECONDS=0.5, **OFTEN)
     run_id = cloud.enqueue(epochs=12)
     wait_for_two_checkpoints(cloud, run_id)
@@ -102,7 +102,7 @@ def test_checkpoints_of_killed_host_are_removed_after_takeover(cloud, host):
     wait_for_cleanup(cloud, run_id, a, b)
 
 
-def test_failed_run_keeps_checkpoint_until_it_completes(cloud, host):
+def test_checkpoint_of_failed_run_is_kept_until_requeued_run_completes(cloud, host):
     """A user requeues the failed run, and it resumes on another host."""
     crash = {"at_epoch": 6, "crash": {"error": "RuntimeError", "message": "shape mismatch"}}
     a = host("a", SLOW | crash, **OFTEN)

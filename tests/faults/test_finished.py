@@ -67,13 +67,13 @@ def test_intact_model_is_uploaded_without_second_training(cloud, host):
 
 WRONG_ANSWERS = {
     "404 once for a signed URL": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 1},
-    "404 for a while for a signed URL": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 8},
+    "404 eight times for a signed URL": {"on": "POST /object/sign", "status": 400, "body": NO_KEY, "times": 8},
     "a login page for every route": {"on": "/", "status": 200, "body": b"<html>Log in</html>", "times": 40},
     "null for every route": {"on": "/", "status": 200, "body": b"null", "times": 40},
 }
 
 
-@pytest.mark.parametrize("answer", long_except(WRONG_ANSWERS, "404 for a while for a signed URL"))
+@pytest.mark.parametrize("answer", long_except(WRONG_ANSWERS, "404 eight times for a signed URL"))
 def test_run_completes_in_one_attempt_despite_wrong_storage_answers(cloud, host, answer):
     """F20 (I8): Storage gives wrong answers after the end of the training."""
     a = host("a", QUICK | {"seconds_to_finish": 1.5})
@@ -88,7 +88,7 @@ def test_run_completes_in_one_attempt_despite_wrong_storage_answers(cloud, host,
 
 
 def test_recreated_bucket_gets_all_artifacts(cloud, host):
-    """F20 (I8): the bucket is emptied during the upload. The run completes only when the bucket has all artifacts."""
+    """F20 (I8): the bucket is deleted during the upload, then created again. The run completes with all artifacts."""
     a = host("a", QUICK)
     cloud.storage.fault("delay", on="/1/run.log", times=1, seconds=2)
     run_id = cloud.enqueue(epochs=4)
@@ -104,7 +104,7 @@ def test_recreated_bucket_gets_all_artifacts(cloud, host):
     a.wait_idle()
 
 
-def test_upload_to_local_store_waits_for_disk_space(drawn, tmp_path):
+def test_upload_to_local_store_is_retried_until_disk_has_space(drawn, tmp_path):
     """F14 (I8): with BACKEND=local, the disk with the artifacts is full until space is freed."""
     (tmp_path / "home").mkdir()
     disk = Disk("full", tmp_path / "home" / "storage", mebibytes=32)

@@ -114,7 +114,7 @@ def test_failed_checkpoint_disk_fails_only_that_run(cloud, disk, host, kind):
 
 @pytest.mark.parametrize("kind", long_except(KINDS, "full"))
 def test_failed_results_disk_delays_upload(cloud, disk, host, kind):
-    """F14 (I6 I8): the disk fails during the upload. The upload waits until the disk works again."""
+    """F14 (I6 I8): the disk fails during the upload. The upload is retried until the disk works again."""
     runs = disk("runs", kind)
     a = host("a", QUICK, RUNS_DIR=runs.place)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=1.5)

@@ -46,7 +46,7 @@ EXTREME_COLUMNS = {
 
 
 def insert_unchecked(cloud, **sql):
-    """Insert a row without the triggers that refuse it, and return its ID."""
+    """Insert a row without the triggers that would refuse it, and return its ID."""
     run_id = str(uuid.uuid4())
     columns = {
         "id": f"'{run_id}'", "run_name": "'invalid'", "base_model": "'yolo11n.yaml'", "data_yaml": f"'{cloud.data}'",

@@ -202,7 +202,7 @@ def test_damaged_checkpoint_in_bucket_is_not_used(cloud, host):
 
 
 @pytest.mark.long
-def test_takeover_waits_for_checkpoint_during_storage_outage(cloud, host):
+def test_takeover_retries_checkpoint_download_during_storage_outage(cloud, host):
     """F2 F6 (I9): another host takes over during an outage of Storage. The run does not start from the first epoch."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=20)
@@ -218,7 +218,7 @@ def test_takeover_waits_for_checkpoint_during_storage_outage(cloud, host):
 
 
 @pytest.mark.parametrize("body", long_except([NO_KEY, b"<html>Log in</html>"], NO_KEY))
-def test_takeover_waits_for_checkpoint_during_wrong_storage_answers(cloud, host, body):
+def test_takeover_retries_checkpoint_download_after_wrong_storage_answers(cloud, host, body):
     """F2 F20 (I9): another host takes over, and Storage answers "not found" or a web page for a while."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=20)
@@ -235,7 +235,7 @@ def test_takeover_waits_for_checkpoint_during_wrong_storage_answers(cloud, host,
 
 
 def test_crashing_run_fails_and_run_with_progress_continues(cloud, host):
-    """F24 (I6 I7): crashes without progress are counted and bounded. Progress between crashes resets the count."""
+    """F24 (I6 I7): the third crash without progress fails the run. Progress between crashes resets the count."""
     a = host("a", QUICK, SLOTS=2)
     crashing, progressing = str(uuid.uuid4()), str(uuid.uuid4())
     a.behave(**QUICK, runs={crashing: {"at_epoch": 1, "signal": 9}, progressing: {"seconds_per_epoch": 0.25}})

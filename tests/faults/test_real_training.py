@@ -1,4 +1,4 @@
-"""F1, F2, F13 with a real YOLO training: a run that is killed, drained and moved to other hosts."""
+"""F1, F2, F13 with a real YOLO training: processes are killed, a service is stopped, and other hosts resume the run."""
 
 import csv
 import io

@@ -59,8 +59,8 @@ def test_run_of_stopped_service_resumes_on_another_host(cloud, host, record_prop
 @pytest.mark.parametrize(
     ("grace", "in_time"), long_except([(5, False), (30, True), (120, True)], (5, False), (30, True))
 )
-def test_slow_training_uses_drain_time_to_stop(cloud, host, record_property, grace, in_time):
-    """F13 (I6 I7 I9 I10): the training needs 6 s to stop. With less time, it is killed and its run is requeued."""
+def test_run_of_slowly_stopping_training_is_requeued_within_drain_time(cloud, host, record_property, grace, in_time):
+    """F13 (I6 I7 I9 I10): the training needs 6 s to stop and is killed if this is too long. The run is requeued."""
     a = host("a", SLOW | {"seconds_to_stop": 6}, DRAIN_SECONDS=grace)
     run_id = cloud.enqueue(epochs=20)
     cloud.wait_epoch(run_id, 3)
@@ -85,7 +85,7 @@ def test_slow_training_uses_drain_time_to_stop(cloud, host, record_property, gra
     ("grace", "status"),
     long_except([(5, "queued"), (30, "completed"), (120, "completed")], (5, "queued"), (30, "completed")),
 )
-def test_upload_is_finished_within_drain_time(cloud, host, record_property, grace, status):
+def test_upload_is_finished_if_drain_time_is_long_enough(cloud, host, record_property, grace, status):
     """F13 (I6 I7 I8): an upload of 6 s may use 80 % of DRAIN_SECONDS. With less time, only the upload is repeated."""
     a = host("a", QUICK, DRAIN_SECONDS=grace)
     cloud.storage.fault("delay", on="/1/args.yaml", times=1, seconds=6)

@@ -121,16 +121,16 @@ def test_service_suspended_past_its_lease_reclaims_its_run(cloud, host):
     a.wait_idle()
 
 
-@pytest.mark.parametrize("how", ["stopped", "an endless loop"])
+@pytest.mark.parametrize("how", ["suspended", "in an endless loop"])
 def test_training_without_progress_is_killed_and_retried(cloud, host, how):
     """F5 (I6 I9 I10): the training is suspended or in an endless loop. This is detected after STALL_SECONDS."""
-    a = host("a", SLOW if how == "stopped" else QUICK | {"hang": True, "at_epoch": 3}, STALL_SECONDS=1.5)
+    a = host("a", SLOW if how == "suspended" else QUICK | {"hang": True, "at_epoch": 3}, STALL_SECONDS=1.5)
     run_id = cloud.enqueue(epochs=8)
     training = a.training()
     cloud.wait_epoch(run_id, 2)
     a.behave(**QUICK)
     began = time.monotonic()
-    if how == "stopped":
+    if how == "suspended":
         training.send_signal(signal.SIGSTOP)
 
     cloud.wait_until(run_id, lambda row: row["attempt"] == 2)
@@ -156,8 +156,8 @@ def test_training_that_is_always_stuck_fails_with_reason(cloud, host, where):
     assert "STALL_SECONDS" in row["error_message"]
 
 
-def test_two_services_with_one_name_do_not_share_a_run(cloud, host, tmp_path):
-    """F10 (I1 I6): a cloned machine has the same worker ID. The claim ID distinguishes the two services."""
+def test_two_services_with_same_worker_id_do_not_share_a_run(cloud, host, tmp_path):
+    """F10 (I1 I6): a cloned host has the same worker ID. The claim ID distinguishes the two services."""
     a = host("a", QUICK, WORKER_ID="same")
     b = host("b", QUICK, WORKER_ID="same")
     runs = [cloud.enqueue(epochs=3) for _ in range(6)]
@@ -170,7 +170,7 @@ def test_two_services_with_one_name_do_not_share_a_run(cloud, host, tmp_path):
     assert not worked[0] & worked[1]
 
 
-def test_orphaned_run_is_found_despite_second_service_with_same_name(cloud, host):
+def test_orphaned_run_is_requeued_despite_second_service_with_same_worker_id(cloud, host):
     """F10 (I1 I6): one of two services is killed, and the other sends heartbeats with the same worker ID."""
     a = host("a", {"seconds_per_epoch": 60}, WORKER_ID="same")
     orphan = cloud.enqueue(epochs=3)
@@ -186,7 +186,7 @@ def test_orphaned_run_is_found_despite_second_service_with_same_name(cloud, host
 
 @pytest.mark.parametrize("hours", long_except([1, -1], 1))
 @pytest.mark.long
-def test_wrong_clock_does_not_change_owner_of_run(cloud, host, tmp_path, hours):
+def test_wrong_clock_does_not_move_run_to_another_host(cloud, host, tmp_path, hours):
     """F11 (I1): the clock of a host is one hour wrong, then one hour wrong in the other direction."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

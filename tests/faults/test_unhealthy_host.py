@@ -19,7 +19,7 @@ from tests.long import long_except
 
 @pytest.fixture
 def host(cloud, tmp_path):
-    """Start hosts by name, with default settings."""
+    """Start hosts by name, with the defaults of WARM_START and of the settings in SHORTENED."""
     hosts = []
 
     def start(name, behavior=QUICK, **settings):
@@ -157,8 +157,8 @@ def test_real_training_on_failed_disk_resumes_on_healthy_host(cloud, disk, host,
 
 
 @pytest.mark.long
-def test_run_too_large_for_one_host_waits_for_another(cloud, disk, host, drawn, tmp_path):
-    """The host passes its self-test and still trains smaller runs."""
+def test_run_too_large_for_one_host_completes_on_another_host(cloud, disk, host, drawn, tmp_path):
+    """The host without enough space passes its self-test and still trains smaller runs."""
     archive = Path(shutil.make_archive(str(tmp_path / "set"), "zip", drawn.parent))
     cloud.storage.put("datasets", "set.zip", archive.read_bytes())
     data = disk("data", mebibytes=500)  # a dataset needs 1 GiB of free space

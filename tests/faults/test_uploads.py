@@ -7,7 +7,7 @@ MIB = 2**20
 CHUNK = 6 * MIB
 
 
-def test_upload_waits_for_larger_size_limit(cloud, host):
+def test_upload_is_retried_until_size_limit_is_raised(cloud, host):
     """F20 (I6 I8): Storage answers 413 until the operator raises the limit. No training is repeated."""
     a = host("a", QUICK)
     cloud.storage.limit = 20
@@ -24,7 +24,7 @@ def test_upload_waits_for_larger_size_limit(cloud, host):
     a.wait_idle()
 
 
-def test_upload_waits_for_missing_bucket(cloud, host):
+def test_upload_is_retried_until_bucket_is_created(cloud, host):
     """F20 (I6 I8): the bucket does not exist. The run completes after the bucket has been created."""
     a = host("a", QUICK)
     bucket = cloud.storage.buckets.pop(BUCKET)

@@ -1,4 +1,4 @@
-"""Lost, late and misbehaving workers, and users who cancel and delete runs, use one database at the same time.
+"""Workers with valid and expired leases, and users who cancel and delete runs, use one database at the same time.
 
 A trigger records every change of every row. The test checks the invariants in these changes.
 """
@@ -46,7 +46,7 @@ class ChaoticWorker:
     def __init__(self, lab, name: str, accepted: list[tuple[str, str]]) -> None:
         self.queue = lab.another()
         self.name = name
-        self.accepted = accepted  # (claim id, run id) of every accepted outcome
+        self.accepted = accepted  # (claim ID, run ID) of every accepted outcome
         self.random = random.Random(name)
         self.leases = []
         self.seq = 0
@@ -86,7 +86,7 @@ class ChaoticWorker:
 
 
 def users(lab, until: float) -> None:
-    """Enqueue runs, cancel them in each way of the web app, even after they have ended, and delete them."""
+    """Enqueue runs, cancel them in each way that the web app can, even after they have ended, and delete them."""
     dice = random.Random("users")
     ids = []
     while time.monotonic() < until:
@@ -135,7 +135,7 @@ def test_invariants_hold_under_concurrent_random_calls(recorded):
     for change in changes:
         check_change(change["was"], change["became"])
         seen.add((change["was"]["status"], change["became"]["status"]))
-    # the test is only useful if all kinds of changes happened
+    # without these kinds of changes, the test would check too little
     assert {("running", "queued"), ("queued", "running"), ("running", "completed"), ("queued", "canceled")} <= seen
     check_runs(changes)
     check_accepted(recorded, accepted)
@@ -165,7 +165,7 @@ def check_change(was: dict, became: dict) -> None:
 
 
 def check_runs(changes: list[dict]) -> None:
-    """Check that no claim returns to a run after another claim, and that attempts only increase."""
+    """Check that no claim ID returns to a run after another claim, and that attempts only increase."""
     claims: dict[str, list[str]] = {}
     for change in changes:
         held = claims.setdefault(change["run_id"], [])

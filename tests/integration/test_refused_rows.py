@@ -72,7 +72,7 @@ def test_row_within_limits_is_inserted(app, columns):
     assert insert(app, **columns).status_code == 201
 
 
-def test_only_edits_beyond_limits_are_rejected(supabase_lab):
+def test_edit_beyond_limits_is_rejected_and_run_beyond_limits_can_be_canceled(supabase_lab):
     run_id = supabase_lab.insert()
     answer = supabase_lab._app.patch("/training_runs", params={"id": f"eq.{run_id}"}, json={"run_name": "n" * 1001})
     assert answer.json()["message"] == "run_name: longer than 1000 characters"

@@ -1,4 +1,4 @@
-"""The queue client waits during an outage, and no event or outcome is lost."""
+"""The queue client retries its calls during an outage, and no event or outcome is lost."""
 
 import threading
 import time
@@ -46,7 +46,7 @@ def started_after(seconds, server):
     timer.join()
 
 
-def test_first_check_waits_for_server_that_is_down(supabase_lab, server):
+def test_first_check_is_retried_until_server_starts(supabase_lab, server):
     server.stop()
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1"):
         supabase_lab.another(**QUICK).check()

@@ -154,7 +154,7 @@ def test_run_fails_if_configuration_is_neither_object_nor_null(supabase, storage
     ],
     ids=["anonymous key", "wrong key", "wrong URL"],
 )
-def test_wrong_url_or_key_is_logged_and_service_waits(supabase, storage, tmp_path, change, says):
+def test_wrong_url_or_key_is_logged_and_service_keeps_running(supabase, storage, tmp_path, change, says):
     settings = settings_for(supabase) | change
     if settings["SUPABASE_SERVICE_ROLE_KEY"] == "anon":
         settings["SUPABASE_SERVICE_ROLE_KEY"] = supabase.anon_key
@@ -174,7 +174,7 @@ def test_wrong_url_or_key_is_logged_and_service_waits(supabase, storage, tmp_pat
         service.stop()
 
 
-def test_service_waits_for_server_that_is_down_at_start(supabase, storage, app, drawn, tmp_path):
+def test_service_started_during_outage_completes_run_after_outage(supabase, storage, app, drawn, tmp_path):
     data_yaml = put_dataset(storage, drawn)
     run_id = app.insert(data_yaml, epochs=1)
     supabase.postgrest.stop()

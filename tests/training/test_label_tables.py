@@ -93,7 +93,7 @@ def same(one, other):
 
 
 def write_realistic_labels(root, task):
-    """Replace labels: many rows, every precision, an empty file, duplicates."""
+    """Replace labels with many rows (numbers of 3 to 17 digits), an empty file, commas and duplicates."""
     rng = random.Random(3)
 
     def row():
@@ -200,7 +200,7 @@ def test_image_missing_in_table_is_scanned(module, tmp_path):
 
 
 @pytest.mark.training
-def test_training_with_table_scans_no_image(tmp_path):
+def test_training_with_table_writes_no_label_cache(tmp_path):
     view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
     run = run_child(order_for(view, tmp_path / "run", epochs=1), tmp_path, env={FAST_LOADER: str(1 << 30)})
 

@@ -1,4 +1,4 @@
-"""After an out-of-memory error in any step, the training resumes from the last checkpoint with half the batch."""
+"""After an out-of-memory error in any step, the training resumes from the last checkpoint with half the batch size."""
 
 import csv
 from pathlib import Path

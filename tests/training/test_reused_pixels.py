@@ -1,4 +1,4 @@
-"""The next run of a dataset compares some pixels that an earlier run stored with the images, and uses all of them."""
+"""A run compares some stored pixels of an earlier run with the images, and then uses all stored pixels."""
 
 from __future__ import annotations
 

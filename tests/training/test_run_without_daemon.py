@@ -1,4 +1,4 @@
-"""A single run, executed with the parts of the service but without `Daemon`, which claims runs."""
+"""A single run, executed with the classes of the service except `Daemon`, which claims runs."""
 
 import uuid
 

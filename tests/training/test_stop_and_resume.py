@@ -148,7 +148,7 @@ def test_shutdown_during_validation_saves_trained_epoch(detect, tmp_path):
     assert epochs_in(tmp_path / "run" / "results.csv") == [1, 2, 3]
 
 
-def test_shutdown_in_first_epoch_saves_no_checkpoint(detect, tmp_path):
+def test_shutdown_in_first_epoch_saves_only_checkpoints_of_finished_epochs(detect, tmp_path):
     order = order_for(detect, tmp_path / "run", epochs=50, batch=2)
     run = run_child(order, tmp_path, on_event=stop_at(StopReason.SHUTDOWN, in_epoch(1)))
 

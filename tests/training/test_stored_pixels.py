@@ -117,7 +117,7 @@ def test_no_pixels_are_stored_if_ultralytics_caches_images(base, tmp_path, cache
     assert not (view.root / "pixels").exists()
 
 
-def test_unwritable_disk_does_not_change_batches(base, tmp_path):
+def test_unwritable_pixels_folder_does_not_change_batches(base, tmp_path):
     view = draw(tmp_path / "data", Task.DETECT)
     bare = epoch(view.data, Task.DETECT)
     (view.root / "pixels").write_text("not a folder")
@@ -127,7 +127,7 @@ def test_unwritable_disk_does_not_change_batches(base, tmp_path):
     assert_equal(bare, epoch(view.data, Task.DETECT))
 
 
-def test_additional_processes_store_pixels_ahead(base, tmp_path):
+def test_additional_processes_store_pixels_before_first_epoch(base, tmp_path):
     import multiprocessing
 
     from ultralytics.cfg import get_cfg

@@ -1,4 +1,4 @@
-"""The training process that prints each use of the network and each start of a program, and allows them."""
+"""The training process with an audit hook, which prints each use of the network and each start of a program."""
 
 import sys
 

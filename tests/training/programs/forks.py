@@ -1,6 +1,6 @@
 """The training process with loader workers, as on a GPU. On a CPU, Ultralytics uses no loader workers.
 
-Prints the number of loader workers, and the number of files that additional processes stored before the first batch.
+It prints the number of loader workers, and the number of files that additional processes stored before the first batch.
 """
 
 import multiprocessing
