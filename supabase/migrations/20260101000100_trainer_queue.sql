@@ -1,6 +1,6 @@
 -- The state machine of the training queue: every change that a worker makes to a run is one of these calls.
 --
--- Each call is atomic and idempotent, and uses no clock but now(). A worker that has lost its lease gets the answer
+-- Each call is atomic and idempotent. The only clock is now(). A worker that has lost its lease gets the answer
 -- 'lost', and the call changes nothing.
 
 -- ── helpers that the API does not expose ──
@@ -21,7 +21,7 @@ declare
   device jsonb;
   devices integer := 0;
 begin
-  -- every claim calls this for many runs, so a large configuration is not read: it has no requirements, and a worker rejects it
+  -- every claim calls this for many runs, so a large configuration is not read: the run then has no requirements, and a worker rejects it
   if pg_catalog.pg_column_size(configuration) > 1000000 then
     configuration := null;
   elsif jsonb_typeof(configuration) = 'string' then  -- the column may hold JSON text inside a JSON string
@@ -103,7 +103,7 @@ $$;
 
 create or replace function trainer.next(count integer) returns integer
 language sql immutable parallel safe set search_path = '' as $$
-  select least(count, 2147483646) + 1  -- the largest integer is not exceeded, because the error would stop the queue
+  select least(count, 2147483646) + 1  -- an integer overflow would stop the queue
 $$;
 
 create or replace function trainer.back_off(failures integer) returns interval
@@ -111,7 +111,7 @@ language sql immutable parallel safe set search_path = '' as $$
   select least(10 * 2 ^ least(greatest(failures - 1, 0), 10), 600) * interval '1 second'
 $$;
 
--- Returns the delay (two poll intervals) after which a worker can claim a run that failed because of its host. Other workers can claim the run earlier.
+-- Returns how much later than other workers this worker can claim the run: two poll intervals if the run failed because of this worker's host.
 create or replace function trainer.head_start(host_failures jsonb, worker_id text) returns interval
 language sql immutable parallel safe set search_path = '' as $$
   select case when host_failures ? worker_id then 2 * trainer.back_off(1) else interval '0' end
@@ -135,7 +135,7 @@ language sql set search_path = '' as $$
   where e.run_id = record.run_id and e.attempt = record.attempt
 $$;
 
--- Returns the epoch of an event, or null. The training process writes events, so they may hold anything.
+-- Returns the epoch of an event, or null. The training process writes events, so the data can be any JSON.
 create or replace function trainer.epoch(data jsonb) returns integer
 language sql immutable parallel safe set search_path = '' as $$
   select case when data ->> 'epoch' ~ '^[0-9]{1,9}$' then (data ->> 'epoch')::integer end
@@ -180,7 +180,7 @@ begin
   return run;
 end $$;
 
--- Reports that the worker is alive. With `sets_problem`, `problem` (or null) replaces its status message.
+-- Reports that the worker is alive. If `sets_problem` is true, `problem` (or null) replaces the status message of the worker.
 create or replace function trainer.see_worker(
   worker_id text, hardware jsonb default null, sets_problem boolean default false, problem text default null
 ) returns void language plpgsql set search_path = '' as $$
@@ -284,7 +284,7 @@ begin
   return run;
 end $$;
 
--- Writes a run and returns whether that succeeded. If a constraint or trigger of the app rejects a run, other runs continue.
+-- Writes a run and returns true. Returns false if a constraint or trigger of the app rejects the run, so that other runs continue.
 create or replace function trainer.try_save(run public.training_runs) returns boolean
 language plpgsql set search_path = '' as $$
 begin
@@ -314,7 +314,7 @@ begin
   return run;
 end $$;
 
--- ── the calls ──
+-- ── calls of a worker ──
 
 -- Requeues or fails runs whose lease has expired, and cancels queued runs that have a cancel request. Returns their number.
 create or replace function public.settle_training_runs() returns integer
@@ -473,7 +473,7 @@ declare
   run public.training_runs;
 begin
   if outcome is null or outcome not in ('completed', 'failed', 'canceled', 'queued') then
-    raise exception 'a run ends as completed, failed, canceled or queued, not as %', outcome using errcode = '22023';
+    raise exception 'status = %: must be completed, failed, canceled or queued', outcome using errcode = '22023';
   end if;
   run := trainer.held(finish_training_run.run_id, finish_training_run.claim_id);
   if run.id is null then

@@ -7,7 +7,7 @@ begin
     create role trainer_worker nologin;
   end if;
   if exists (select from pg_roles where rolname = 'authenticator') then
-    grant trainer_worker to authenticator;  -- accepts a JWT with "role": "trainer_worker"
+    grant trainer_worker to authenticator;  -- PostgREST then accepts a JWT with "role": "trainer_worker"
   end if;
   grant usage on schema public to trainer_worker;
 end $$;
@@ -53,7 +53,7 @@ alter table public.training_run_events enable row level security;
 
 do $$
 declare
-  -- the same claims as auth.uid() and auth.jwt(); an app may write the id or the email into created_by
+  -- the user ID and the email in the JWT, as in auth.uid() and auth.jwt(); an app may write either into created_by
   mine constant text := $mine$created_by = any (array[
     (select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub'),
     (select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'email')])$mine$;

@@ -36,7 +36,7 @@ def service(tmp_path):
         (["model=cats.pt"], ["base_model = 'cats.pt': no such file in MODELS_DIR ("]),
         (["--data", "nowhere", "model=cats.pt"], ["/nowhere' does not exist", "base_model = 'cats.pt': no such file"]),
         (["--id", "7"], ["id = '7': must be a UUID"]),
-        (["--priority", "99999999999"], ["priority 99999999999: must be a whole number from"]),
+        (["--priority", "99999999999"], ["priority = 99999999999: must be a whole number from"]),
         (["--data", "nowhere"], ["/nowhere' does not exist or cannot be read on this host"]),
         (["--data", "s3://cats/data.yaml"], ["s3:// datasets are not supported"]),
     ],

@@ -135,7 +135,7 @@ def test_run_that_app_trigger_keeps_is_not_reported_as_deleted(supabase_lab):
         "create trigger keep_run before delete on training_runs for each row execute function public.keep_run()"
     )
     try:
-        with pytest.raises(Conflict, match=f"The database keeps {run_id}"):
+        with pytest.raises(Conflict, match=f"The database keeps the run {run_id}"):
             supabase_lab.queue.delete(run_id)
     finally:
         supabase_lab.stack.sql("drop trigger keep_run on training_runs; drop function public.keep_run()")

@@ -1,7 +1,7 @@
 """Read a `training_runs` row. write_row.py converts in the other direction.
 
-A row is the JSON object that the SQLite adapter or PostgREST returns, with JSON columns as text. Except for an invalid
-id, no content of a row raises an error. A value that cannot be read stays text or is reported in
+A row is the JSON object that the SQLite adapter or PostgREST returns, with JSON columns as text. The only content that
+raises an error is an invalid id. A value that cannot be read stays text or is reported in
 `RunRequest.unreadable`. Then `request.plan_of` rejects the run with the message in `unreadable`.
 """
 

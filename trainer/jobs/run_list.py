@@ -41,7 +41,9 @@ def _cursor(run: RunRow, order: RunOrder) -> str:
 
 
 def position_of(cursor: str | None, order: RunOrder) -> list[tuple[str, bool, Json]] | None:
-    """Return the position after which a page starts: (column, descending, value) per sort key. None: the first page.
+    """Return the position after which a page starts: (column, descending, value) per sort key.
+
+    Return None for the first page.
 
     Raises BadRequest if the cursor is not from a list in this order.
     """

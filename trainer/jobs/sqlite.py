@@ -13,8 +13,8 @@ from trainer.jobs.sqlite_file import Transaction, loaded
 from trainer.jobs.sqlite_table import SqliteRunTable
 from trainer.jobs.write_row import clean, offer_json, outcome_columns
 
-HEAD_START = 20.0  # seconds (two poll intervals) of additional wait for a worker whose host failed the run
-_LAST_ATTEMPT = 2**31 - 2  # the next attempt is the largest number in PostgreSQL's `integer` column
+HEAD_START = 20.0  # seconds (two poll intervals) that a worker waits longer than others after a failure of its host
+_LAST_ATTEMPT = 2**31 - 2  # plus 1, this is the largest value of PostgreSQL's integer type
 _LEGACY_SILENCE = 60.0  # seconds without a heartbeat after which a running row without a lease counts as abandoned
 
 # cast to blob, because SQLite passes only valid UTF-8 text to a Python function
@@ -33,7 +33,7 @@ EXPIRED = """
   end
 """
 CANCELED_IN_QUEUE = "select * from training_runs where status = 'queued' and cancel_requested"
-# fails every run whose id cannot name a folder or an object; the same rule as `is_run_id`
+# fails every run with an id that cannot be part of a folder name or an object key; the same rule as `is_run_id`
 REFUSE_IDS = """
   update training_runs set status = 'failed', completed_at = ?, updated_at = ?, lease_expires_at = null,
     error_message = 'The id of the run is not valid: insert the run with a UUID as its id.'

@@ -4,7 +4,7 @@ The clock advances with the time since boot, which cannot be set. The file store
 time since that boot, and the queue's time at that moment. The clock follows the wall clock in three ways:
 
 - After a reboot, the queue's time becomes the time of the wall clock, but never an earlier time.
-- While no run has a lease, the queue's time jumps to a wall clock that is more than a minute ahead.
+- While no run has a lease, the queue's time jumps to the wall clock if the wall clock is more than a minute ahead.
 - Otherwise the clock runs up to 10 % faster or slower until both clocks agree. A lease of 60 s lasts at least 54 s.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from trainer.core.boottime import boottime
 
 _SLEW = 0.1  # share of the elapsed time; a difference of one hour is corrected within ten hours
-_AHEAD = 60.0  # seconds
+_AHEAD = 60.0  # seconds; if the wall clock is further ahead, the queue's time can jump
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -43,7 +43,7 @@ HOST_CLOCK = HostClock()
 
 
 def queue_time(connection: sqlite3.Connection, clock: HostClock, *, keep: bool) -> float:
-    """Return the queue's time in seconds since 1970. With `keep`, store this time as the anchor."""
+    """Return the queue's time in seconds since 1970. If `keep` is True, store this time as the anchor."""
     boot, since_boot, wall = clock.boot_id(), clock.since_boot(), clock.wall()
     anchor = connection.execute("select boot_id, since_boot, now from queue_clock").fetchone()
     if anchor is None:

@@ -31,7 +31,7 @@ _PASSING = {
     sqlite3.SQLITE_LOCKED: "it is locked by another program",
     sqlite3.SQLITE_FULL: "its disk is full; free some space",
     sqlite3.SQLITE_IOERR: "its disk fails to read or write; check the disk and its free space",
-    sqlite3.SQLITE_NOMEM: "the host is short of memory",
+    sqlite3.SQLITE_NOMEM: "the host has too little free memory",
 }
 _LASTING = {
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check that the folder exists and that this user can write to it",
@@ -100,7 +100,7 @@ class SqliteFile:
 
     @contextmanager
     def reading(self) -> Iterator[Transaction]:
-        """Open a read transaction: a consistent snapshot that does not wait for a writer."""
+        """Open a read transaction. It reads a consistent snapshot, and a writer does not block it."""
         with self._translated(), closing(self._connect("rw")) as connection:
             connection.execute("begin")
             yield Transaction(connection, queue_time(connection, self._clock, keep=False))

@@ -109,7 +109,7 @@ create trigger training_runs_queued_again after update of status on training_run
       last_reported_attempt = case old.status when 'failed' then last_reported_attempt else 0 end
     where id = new.id;
   end;
--- Rejects a user's requeue of a running run. A worker clears the lease before a requeue; the queue counts a failure.
+-- Rejects a user's requeue of a running run. A worker's requeue clears the lease, and the queue's adds a failure.
 create trigger training_runs_held before update of status on training_runs
   when old.status in ('running', 'canceling') and new.status = 'queued'
     and new.lease_expires_at is not null and new.failures = old.failures

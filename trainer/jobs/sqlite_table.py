@@ -120,7 +120,7 @@ def _conditions(wanted: RunFilter) -> tuple[list[str], list[Json]]:
 
 
 def _later(position: list[tuple[str, bool, Json]], values: list[Json]) -> str:
-    """Return the condition for the rows after a position, and append its values."""
+    """Return the condition for the rows after a position, and append its parameters to `values`."""
     later, same = [], list[tuple[str, Json]]()
     for name, down, value in position:
         later.append(" and ".join([*(f"{column} = ?" for column, _ in same), f"{name} {'<' if down else '>'} ?"]))

@@ -112,7 +112,7 @@ class SupabaseRunTable:
         if answer == "held":
             raise write.held_by_worker(run_id)
         if answer == "kept":
-            raise Conflict(f"The database keeps {run_id}: a trigger of another program prevents its deletion")
+            raise Conflict(f"The database keeps the run {run_id}: a trigger of another program prevents its deletion")
         if answer not in ("deleted", "missing"):
             raise self._project.not_json()
         return bool(answer == "deleted")

@@ -67,7 +67,7 @@ def _check_labels(request: RunRequest) -> None:
 def checked_priority(priority: int) -> int:
     """Return the priority if its column can store the number. Raises BadRequest."""
     if isinstance(priority, bool) or not -INT4 <= priority <= INT4:
-        raise BadRequest(f"priority {shown(priority)}: must be a whole number from {-INT4} to {INT4}.")
+        raise BadRequest(f"priority = {shown(priority)}: must be a whole number from {-INT4} to {INT4}.")
     return priority
 
 

@@ -58,7 +58,7 @@ class Gate:
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise DatasetError(f"{printable(url, 200)} is not an http or https URL. Use one of these schemes.")
         if parts.username is not None or parts.password is not None:
-            raise DatasetError(f"{printable(url, 200)} contains a user or a password; use a signed URL instead.")
+            raise DatasetError(f"{printable(url, 200)} contains a user name or a password; use a signed URL instead.")
         self.check_host(parts.hostname, port)
         host = _ascii(parts.hostname, url)
         netloc = f"[{host}]" if ":" in host else host

@@ -184,7 +184,10 @@ def _slices(timeout: float | None) -> Iterator[float]:
 
 
 def _waits(timeout: float | None) -> Iterator[float]:
-    """Yield the seconds until `timeout` or the thread's deadline, while time is left. Check the stop signal before."""
+    """Yield the seconds until `timeout` or the thread's deadline, while time is left.
+
+    Check the stop signal before each value.
+    """
     deadline = min(time.monotonic() + (inf if timeout is None else timeout), getattr(_current, "deadline", inf))
     while (left := deadline - time.monotonic()) > 0:
         stop: StopSignal | None = getattr(_current, "stop", None)

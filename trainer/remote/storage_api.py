@@ -114,7 +114,7 @@ class StorageApi:
         content: Content | None = None,
         read: float | None = None,
     ) -> Iterator[httpx.Response]:
-        """Yield the response before its body is read; network errors are translated."""
+        """Yield the response before its body is read. Network errors become the errors of core/errors.py."""
         times, all_headers = self._times, self._client.headers
         if headers:
             all_headers = httpx.Headers(all_headers)

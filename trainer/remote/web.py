@@ -58,7 +58,8 @@ class GuardedClient:
 
     `allowed_hosts` contains `host` (all ports, public addresses only) or `host:port` (also private and loopback
     addresses); if it is empty, every public host is allowed. `own_hosts`, such as the Supabase host, are always allowed;
-    an own host without a port stands for its ports 80 and 443. Link-local addresses, where clouds serve metadata, are never contacted.
+    an own host without a port means its ports 80 and 443. Link-local addresses, where clouds serve metadata, are never
+    contacted.
     """
 
     def __init__(

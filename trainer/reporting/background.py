@@ -16,7 +16,7 @@ from trainer.core.ports import AttemptEnd, Reporter
 
 log = structlog.get_logger()
 
-CAPACITY = 1000  # maximum number of waiting events per reporter
+CAPACITY = 1000  # maximum number of queued calls per reporter; the start and the end of a run are always queued
 Call: TypeAlias = Callable[[Reporter], None]
 TickKey: TypeAlias = tuple[str, str]  # run id and kind of a progress event
 OnDropped: TypeAlias = Callable[[str, str], None]  # arguments: name of the reporter, kind of the event
@@ -25,9 +25,9 @@ OnDropped: TypeAlias = Callable[[str, str], None]  # arguments: name of the repo
 class BackgroundReporter:
     """Calls `reporter` from a thread, in order, with the events of a bounded queue.
 
-    The queue keeps only the newest progress event of a run and drops older progress events. While `capacity` events
-    wait, further events are dropped. The start and the end of a run are never dropped. `on_dropped` is called for each
-    dropped event.
+    Of the progress events of a run, the queue keeps only the newest event of each kind. While the queue contains
+    `capacity` calls, new events are dropped. The start and the end of a run are never dropped. `on_dropped` is called
+    for each dropped event.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class BackgroundReporter:
         self._put(lambda reporter: reporter.started(job))
 
     def event(self, job: Job, event: Event) -> None:
-        """Queue an event, or drop it if too many events wait."""
+        """Queue an event, or drop it if the queue is full."""
         tick = (job.id, event.kind) if isinstance(event, BatchProgress | TransferProgress) else None
         self._put(lambda reporter: reporter.event(job, event), kind=event.kind, tick=tick)
 
@@ -119,7 +119,7 @@ class BackgroundReporter:
                 last_error = text
 
     def _next(self) -> Call | None:
-        """Wait for the next call. Return None if the reporter is closed and no call waits."""
+        """Wait for the next call. Return None if the reporter is closed and the queue is empty."""
         with self._changed:
             self._is_busy = False
             self._changed.notify_all()

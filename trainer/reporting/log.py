@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 class LogReporter:
-    """Logs phases, epochs, warnings and the end of a run. Progress within an epoch is only in the row."""
+    """Logs phases, epochs, warnings and the end of a run. Progress within an epoch is not logged."""
 
     def __init__(self) -> None:
         self._phases: dict[str, str] = {}  # id of an active run → its phase

@@ -30,7 +30,7 @@ class MetricsReporter:
         self._runs = Counter("runs", "Ended attempts, by outcome.", ["outcome"], **made)
         self._running = Gauge("runs_active", "Runs that this worker executes now.", **made)
         self._phases = Histogram("phase_seconds", "Length of each phase.", ["phase"], buckets=MINUTES, **made)
-        self._waits = Histogram("queue_wait_seconds", "Time between insert and first claim.", buckets=MINUTES, **made)
+        self._waits = Histogram("queue_wait_seconds", "Time from insert to first claim.", buckets=MINUTES, **made)
         self._bytes = Counter("transferred_bytes", "Transferred bytes, by direction.", ["direction"], **made)
         self._epoch = Gauge("epoch", "The newest finished epoch of a run.", ["run_id"], **made)
         self._beats = Counter("beats", "Lease renewals that the queue answered.", **made)

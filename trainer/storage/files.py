@@ -24,7 +24,7 @@ def disk_errors(path: Path) -> AbstractContextManager[None]:
 
     def describe(error: OSError) -> str:
         reason = _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
-        return f"cannot read or write {path}: {reason}"
+        return f"{path} cannot be read or written: {reason}"
 
     return errors.disk_errors(describe)
 
@@ -33,7 +33,7 @@ def disk_errors(path: Path) -> AbstractContextManager[None]:
 def replacing(path: Path, *, durable: bool) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces `path` at the end of the block, and is removed if the block raises an error.
 
-    With `durable` the new file survives a power cut.
+    If `durable` is True, the new file survives a power cut.
     """
     # the temporary name does not contain the name of `path`, which can already have the maximum length
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")

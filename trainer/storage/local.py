@@ -23,7 +23,7 @@ _ABANDONED = 86_400.0  # seconds without a write after which a temporary file co
 
 
 class LocalObjectStore:
-    """`ObjectStore` over `root`. An upload creates its bucket; no key can name a file outside of its bucket."""
+    """`ObjectStore` over `root`. An upload creates its bucket; no key can name a file outside of the bucket."""
 
     name = "local"
 

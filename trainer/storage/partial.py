@@ -24,7 +24,10 @@ _MD5 = re.compile("[0-9a-f]{32}")  # the etag of a multi-part object has a dash 
 
 
 class PartialFile:
-    """`<name>.part`, and for a large object a note, `<name>.part.json`: the ETag, the size and the synced bytes."""
+    """The file `<name>.part`.
+
+    For a large object, the file `<name>.part.json` (the note) has the ETag, the size and the number of synced bytes.
+    """
 
     def __init__(self, path: Path, stop: StopSignal) -> None:
         self._target = path
@@ -92,7 +95,7 @@ class PartialFile:
         whole = self.offset == info.bytes
         if not whole or (_MD5.fullmatch(info.etag) and self._md5.hexdigest() != info.etag):
             self.discard()
-            raise Unavailable(f"{info.ref.key!r} is damaged after the download: wrong size or checksum")
+            raise Unavailable(f"{info.ref.key!r} is damaged after the download: its size or its checksum is wrong")
         with disk_errors(self._target):
             self._part.replace(self._target)
         self._drop_note()

@@ -27,7 +27,7 @@ _GONE = {404, 410}
 
 
 def tidy_notes(folder: Path) -> None:
-    """Remove the notes of uploads that the server has discarded. Raises OSError."""
+    """Remove the files with the IDs of uploads (the notes) that the server has discarded. Raises OSError."""
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:

@@ -36,14 +36,15 @@ DEEPEST = 16  # levels of folders
 PARALLEL = 4  # number of parallel uploads
 LARGEST_LOG = 256 * 2**20  # bytes; only the end of a larger log is published
 LARGEST_FILE = 16 * 2**30  # bytes; the upload of a sparse file of a terabyte would take hours
-LONGEST_KEY = 900  # bytes after the attempt's prefix; S3 allows 1024 in total, a file system 255 between two slashes
+LONGEST_KEY = 900  # bytes after the attempt's prefix; S3 allows 1024 bytes in total
+LONGEST_SEGMENT = 255  # bytes between two slashes; the limit of a file system
 LEFT_OUT_AFTER = 600.0  # seconds from the first rejection of a file until a finished run is published without the file
 _CHUNK = 2**20  # bytes
 FileState: TypeAlias = tuple[int, int, int]  # size, time of the last change, inode; a write changes the state
 
 
 class WeightsChanged(MachineFailed):
-    """The weights in the run folder are not those of the finished training."""
+    """The weights in the run folder are missing, or differ from the weights of the finished training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,10 +220,12 @@ def _files_by_name(folder: RunFolder) -> dict[str, Path]:
 def _unfit(name: str, path: Path, store: ObjectStore) -> str | None:
     """Return the reason why a store would reject the file, or None."""
     key = store.key(name).encode()
-    if len(key) > LONGEST_KEY or max(map(len, key.split(b"/"))) > 255:
-        return "its name is too long"
+    if len(key) > LONGEST_KEY or max(map(len, key.split(b"/"))) > LONGEST_SEGMENT:
+        return f"its name has more than {LONGEST_KEY} bytes, or more than {LONGEST_SEGMENT} bytes between two slashes"
     size = path.stat().st_size
-    return f"its size of {size / 2**30:.0f} GiB is too large" if size > LARGEST_FILE else None
+    if size > LARGEST_FILE:
+        return f"it has {size / 2**30:.1f} GiB, more than the maximum of {LARGEST_FILE >> 30} GiB"
+    return None
 
 
 def artifact_name(path: Path, run_dir: Path) -> str:

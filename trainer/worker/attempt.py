@@ -78,7 +78,7 @@ class Attempt:
         self._run.enter(Phase.STARTING)
         with self._checkpoints.during_training(self._run.stop):
             finished = self._services.trainer.train(order, self._run.stop, self._on_event, self._run.events.log.output)
-        # written before the wait for a running upload: this wait can take minutes, and a crash would repeat epochs
+        # written before the wait for a running upload: a crash during this wait of minutes would repeat epochs
         return self._write_marker(finished, order)
 
     def _order(self, plan: TrainPlan) -> TrainingOrder:
@@ -194,7 +194,7 @@ class Attempt:
         try:
             artifacts = self._publisher.publish_finished(self._folder, finished)
         except TrainerError as error:
-            # marker and checkpoints stay: the next attempt publishes the model, or resumes if the model is damaged
+            # marker and checkpoints are kept: the next attempt publishes the model, or resumes if the model is damaged
             return Retry(message=str(error))
         best = artifact_name(Path(finished.best.path), self._folder.path)
         url = next(artifact.url for artifact in artifacts if artifact.name == best)

@@ -99,13 +99,13 @@ class CheckpointUploads:
         try:
             os.link(self._run.folder.checkpoints / name, link, follow_symlinks=False)
             if not stat.S_ISREG(link.lstat().st_mode):
-                raise OSError(f"the checkpoint {link.name} is not a regular file")
+                raise OSError(f"the checkpoint {name} is not a regular file")
             yield link
         finally:
             link.unlink(missing_ok=True)
 
     def _delete_old(self) -> None:
-        # the row points to the newest checkpoint that the queue knows, so no checkpoint is deleted during an outage
+        # the row may point to a checkpoint until the queue has the event of the next checkpoint, so keep it until then
         while len(self._uploaded) > KEPT_IN_BUCKET and self._run.events.is_delivered(self._uploaded[1].key or ""):
             self._index.delete(self._run.job.id, self._uploaded.pop(0).key or "")
 

@@ -25,7 +25,8 @@ LOG_AGAIN = 600.0  # seconds between log lines about an outage
 class Claimer:
     """Claims runs for one worker.
 
-    `check` must return before the first claim. It returns warnings, and raises an error if the queue is not accessible.
+    `check` is called before the first claim, until it succeeds. It returns warnings, or raises an error if the queue is
+    not accessible.
     `describe_worker` returns this worker with the given number of free GPUs.
     """
 
@@ -73,7 +74,7 @@ class Claimer:
         return self._unanswered == 0
 
     def reset(self) -> None:
-        """Use a new claim ID after an unexpected error. A run of the old ID is requeued when its lease expires."""
+        """Use a new claim ID after an unexpected error. A run with the old ID is requeued when its lease expires."""
         self._claim_id = str(uuid.uuid4())
         self._unanswered += 1
 

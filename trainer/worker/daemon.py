@@ -24,8 +24,8 @@ from trainer.worker.slots import AcquiredSlots, Slots
 log = structlog.get_logger()
 
 POLL = 1.0  # seconds between checks for a free slot, and between checks whether the trial run has ended
-LAST_DELIVERY = 1.0  # seconds after the drain time for the end of runs whose outcome was not delivered
-ORPHANS_FIRST = 30.0  # maximum seconds that the first claim waits for the outcomes of crashed processes
+LAST_DELIVERY = 1.0  # seconds after the drain time in which the threads of runs with an undelivered outcome end
+ORPHANS_FIRST = 30.0  # maximum seconds for the delivery of outcomes of crashed processes before the first claim
 
 
 class Manager(Protocol):
@@ -56,7 +56,8 @@ class Daemon:
     def run(self, shutdown: StopSignal) -> bool:
         """Claim and execute runs until `shutdown`. Return True if every run ended within the drain time.
 
-        After a shutdown, no run is claimed. Each run stops its training and is requeued. Its lease is kept until then.
+        After a shutdown, no run is claimed. Each run stops its training and is requeued. The worker keeps the lease
+        until the run is requeued.
         """
         with self.housekeeping.running(shutdown), self.health.watched():
             self._deliver_orphans(shutdown)

@@ -13,7 +13,7 @@ from trainer.worker.run_context import RunContext
 
 T = TypeVar("T")
 
-# the slot is idle during the retries, so the time limit is short: an outage of up to five minutes
+# the slot is idle during the retries, so the time limit is short: five minutes
 FETCH_RETRIES = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, total_seconds=300)
 
 
@@ -25,7 +25,7 @@ def dataset_order(plan: TrainPlan) -> DatasetOrder:
 def fetch_with_retries(fetch: Callable[[], T], run: RunContext) -> T:
     """Call `fetch`, retrying while a service is unavailable or misconfigured. A missing object is retried once.
 
-    Raises Unavailable after `FETCH_RETRIES`, Stopped, and all other errors of `fetch`.
+    Raises Unavailable after the last retry of `FETCH_RETRIES`, Stopped, and all other errors of `fetch`.
     """
     was_missing = False
 

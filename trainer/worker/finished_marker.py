@@ -82,7 +82,10 @@ def trained_plan(order: TrainingOrder, finished: Finished) -> JsonObject:
 
 
 def is_requested(finished: Finished, plan: TrainPlan) -> bool:
-    """Return whether `plan` is the plan of the finished training, ignoring settings of the host."""
+    """Return whether `plan` and the plan of the finished training have the same `_COMPARED`, `batch` and `args`.
+
+    `args.workers` is not compared.
+    """
     return _settings(finished.report.get("plan")) == _settings(plan.recorded())
 
 

@@ -6,7 +6,7 @@
              ── a host failure ──▶ unhealthy, for a longer pause
 
 An error is a host failure if no run can cause it (`HostFailed`), or if the self-test fails right after it.
-Trainings on other slots continue.
+Trainings on other slots continue on an unhealthy host.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Health:
         """Count an internal error of the service: a bug, or the thread limit of this process.
 
         Repeated errors of a single run do not make the host unhealthy, because the run may have triggered the errors.
-        On trial, one error makes the host unhealthy.
+        While the host is on trial, one error makes the host unhealthy.
         """
         with self._lock:
             self._count(run_id, problem, at_once=False)
@@ -106,7 +106,10 @@ class Health:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Test the host now. Test an unhealthy host again in a thread, because a test of a broken disk can hang."""
+        """Test the host now. While the block runs, test it again after each pause if it is unhealthy.
+
+        These tests run in a thread, because a test of a broken disk can hang.
+        """
         found = self._self_test()
         if found:
             with self._lock:

@@ -57,7 +57,9 @@ class Heartbeat:
         self._trusted_until = self.journal.lease.trusted_until
 
     def confirm(self, stop: StopSignal) -> None:
-        """Wait until the lease is confirmed. Call this method before a write to the bucket. Raises `Stopped`.
+        """If the lease may have expired, wait until a heartbeat renews it. Raises `Stopped`.
+
+        Call this method before a write to the bucket.
 
         The lease can expire while this process is suspended (a suspended host, SIGSTOP). This method does not wait
         while the queue is unavailable, because no other attempt writes to the prefix of this attempt.

@@ -1,7 +1,8 @@
-"""Reading of journals of crashed processes, for delivery.
+"""Read the journals of crashed processes, so that the outcomes can be delivered.
 
-A journal can be damaged or from another version. If its lease or its outcome is not readable, the journal is renamed to
-`.unreadable` and kept for KEEP_RUNS_DAYS. An unreadable event is skipped, because the outcome is more important.
+A journal can be damaged, or written by another version of the service. If its lease or its outcome is not readable,
+the journal is renamed to `.unreadable` and kept for KEEP_RUNS_DAYS. An unreadable event is skipped, because the outcome
+is more important.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
-LARGEST = 64 * 2**20  # bytes; more than a journal with a million epochs
+LARGEST = 64 * 2**20  # bytes; a journal is read into memory
 _LAST_SEQ = 2**31 - 1
 _ABANDONED = 86_400.0  # seconds after which a journal without its final name is removed
 
@@ -91,7 +92,7 @@ def _read(file: FileIO, path: Path, worker_id: str, lease_seconds: float) -> Jou
     """Return the journal in a file. Raises ValueError if it is not a journal of this version, or OSError."""
     size = os.fstat(file.fileno()).st_size
     if size > LARGEST:
-        raise ValueError(f"larger than a journal can be: {size} bytes")
+        raise ValueError(f"it has {size} bytes, more than the maximum of {LARGEST}")
     lines = _lines(file.readall())
     header = _validated(HEADER, next(lines, {}).get("lease"), "lease")
     job = Job(id=header.run_id, request=RunRequest(data_yaml=None), attempt=header.attempt)

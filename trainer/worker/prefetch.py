@@ -27,7 +27,7 @@ LAST_PREFETCH = 5.0  # seconds that a shutdown waits for a prefetch, which can h
 
 @dataclass(eq=False, kw_only=True)
 class Prefetcher:
-    """Peeks at the queue every `interval` seconds while no slot is free. It claims no run, so another host can."""
+    """Peeks at the queue every `interval` seconds while no slot is free. It does not claim the run."""
 
     queue: Queue
     datasets: Datasets
@@ -49,7 +49,10 @@ class Prefetcher:
                     self.prefetch_next(stop)
 
     def prefetch_next(self, stop: StopSignal) -> None:
-        """Prefetch the dataset of the next run, if the next run has changed. The run itself reports errors later."""
+        """Prefetch the dataset of the next run, unless it is the same run as at the last call.
+
+        Errors are only logged, because the attempt of this run reports them later.
+        """
         try:
             job = self.queue.peek(self.describe_worker(self.slots.gpus))
             if job is None or job.id == self._last:

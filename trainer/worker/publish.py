@@ -19,7 +19,7 @@ from trainer.worker.run_services import RunServices
 
 log = structlog.get_logger()
 
-# a finished model waits up to a day for an unavailable or misconfigured store; then the run is requeued
+# an upload to an unavailable or misconfigured store is retried for up to a day; then the run is requeued
 PUBLISH_RETRIES = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=60.0, total_seconds=86_400)
 ONE_TRY = RetryPolicy(tries=1)
 
@@ -35,7 +35,7 @@ class Publisher:
     def publish_finished(self, folder: RunFolder, finished: Finished) -> list[Artifact]:
         """Publish a finished training. Errors of the store and the disk are retried according to `PUBLISH_RETRIES`.
 
-        Raises `WeightsChanged` if the model is not the trained model, Unavailable after the last retry, Stopped.
+        Raises `WeightsChanged` if the weights are not the trained weights, Unavailable after the last retry, Stopped.
         """
         with self._run.stop.extra_time(self._seconds) as time_limit:
             return self._publish(folder, PUBLISH_RETRIES, time_limit, finished)
@@ -43,9 +43,9 @@ class Publisher:
     def publish_unfinished(self, folder: RunFolder, *, is_last: bool) -> JsonObject:
         """Publish the existing files of an unfinished training. Return the results for the row. Never raises.
 
-        `is_last` is True if no attempt follows. After the first attempt, the results are empty unless the weights are
-        published, because an earlier attempt may have published more. If the run ends in its first attempt, its files
-        are also published without weights.
+        `is_last` is True if no attempt follows. In later attempts than the first, the results are empty unless the
+        weights are published, because an earlier attempt may have published more. If the run ends in its first attempt,
+        the files are published even if there are no weights.
         """
         is_first = self._run.job.attempt <= 1
         if not folder.last.is_file() and not (is_last and is_first):

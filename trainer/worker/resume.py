@@ -148,9 +148,7 @@ def _resume_events(setup: Setup, found: FoundCheckpoint, changes: str) -> list[W
     if changes:
         message = f"Settings changed since this checkpoint; the training continues with the new settings: {changes}."
         if not are_comparable(found.setup, setup):
-            message += (
-                " Metrics before and after the change are not comparable, so only the next epochs can become the best."
-            )
+            message += " Old and new metrics are not comparable, so best.pt is selected only from the next epochs."
         events.append(Warned(code="resumed_with_changes", message=message))
     return events
 

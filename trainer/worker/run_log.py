@@ -21,7 +21,7 @@ _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 class RunLog:
     """Appends lines to the log. A disk error loses lines but never fails the run.
 
-    `timestamps` puts the time in UTC before each line of the training.
+    If `timestamps` is True, each line of the training gets the time in UTC as a prefix.
     """
 
     def __init__(self, path: Path, *, timestamps: bool) -> None:

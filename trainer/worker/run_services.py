@@ -15,7 +15,7 @@ from trainer.worker.uploaded_checkpoints import UploadedCheckpoints
 
 @dataclass(frozen=True, kw_only=True)
 class RunTimes:
-    """Time limits of a run, in seconds.
+    """Time limits of a run, and the interval of its checkpoint uploads, in seconds.
 
     The training must save its checkpoint in the first 40 % of `drain`. Uploads must end at 80 %. The remaining time is
     for the delivery of the outcome.

@@ -10,7 +10,10 @@ CPU = -1  # a slot without a GPU
 
 
 class Slots:
-    """One entry per slot: the index of a GPU, or `CPU`. Thread-safe."""
+    """The slots of this host, and which slots are free. Thread-safe.
+
+    `devices` has the GPU index of each slot, or `CPU`.
+    """
 
     def __init__(self, devices: Sequence[int]) -> None:
         self._free = list(devices)

@@ -58,7 +58,7 @@ class UploadedCheckpoints:
     _not_before: float = field(default=0.0, init=False)  # monotonic time of the next try
 
     def note(self, run_id: str, key: str) -> None:
-        """Add a checkpoint to the list, before its upload. A key that is not of a checkpoint of this run is ignored.
+        """Add a checkpoint to the list, before its upload. A key of another run or object is ignored.
 
         If the list cannot be written, the checkpoint is uploaded without an entry and may stay in the bucket.
         """
@@ -66,7 +66,10 @@ class UploadedCheckpoints:
             self._try_append(run_id, {"bucket": self.bucket, "key": key, "at": time.time()})
 
     def delete(self, run_id: str, key: str) -> None:
-        """Delete a checkpoint, unless the key is not of a checkpoint of this run. Raises the errors of the store."""
+        """Delete a checkpoint from the bucket. Raises the errors of the store.
+
+        A key of another run or object is ignored.
+        """
         if is_checkpoint_of(run_id, key):
             self.store.delete(ObjectRef(bucket=self.bucket, key=key))
             self._try_append(run_id, {"deleted": key})

@@ -19,7 +19,7 @@ ERRORS = {
     "missing": ObjectMissing("object 'best.pt' does not exist in bucket 'b'"),
     "bad request": BadRequest("storage rejects the object name 'best.pt'"),
     "misconfigured": Misconfigured("bucket missing"),
-    "machine failed": MachineFailed("cannot read or write /storage: the disk is full"),
+    "machine failed": MachineFailed("/storage cannot be read or written: the disk is full"),
     "host failed": HostFailed("the disk is read-only"),
     "unavailable": Unavailable("storage does not answer"),
     "disk": OSError(28, "No space left on device"),

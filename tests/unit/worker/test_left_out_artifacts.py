@@ -95,7 +95,8 @@ def test_file_with_too_long_name_is_left_out(store, run_dir, monkeypatch, name):
     names = {artifact.name for artifact in published(store, run_dir, events, finished=finished_with(run_dir))}
 
     assert "best.pt" in names
-    assert left_out(events) == [f"{name} is not published and stays on this host: its name is too long"]
+    [message] = left_out(events)
+    assert message.startswith(f"{name} is not published and stays on this host: its name has more than 900 bytes, or")
 
 
 def test_file_with_name_that_is_not_utf8_is_published(store, run_dir):
@@ -118,7 +119,7 @@ def test_huge_file_is_left_out_without_reading_it(store, run_dir):
     assert "best.pt" in names
     assert "core.123" not in names
     assert len(left_out(events)) == 1
-    assert "1024 GiB" in left_out(events)[0]
+    assert "1024.0 GiB" in left_out(events)[0]
 
 
 def test_folder_named_like_model_does_not_replace_model(store, run_dir):

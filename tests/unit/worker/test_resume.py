@@ -172,7 +172,7 @@ def test_changes_are_reported_with_old_and_new_value(host):
     assert order.resume
     assert [event.code for event in events] == ["resumed", "resumed_with_changes"]
     assert "batch 32 → 16, imgsz 320 → 640" in events[1].message
-    assert "only the next epochs can become the best" in events[1].message
+    assert "best.pt is selected only from the next epochs" in events[1].message
 
 
 def test_starting_over_uses_best_weights_and_reports_reason(host):
