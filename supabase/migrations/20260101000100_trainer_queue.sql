@@ -265,7 +265,7 @@ begin
   return run;
 end $$;
 
--- Returns the wait before the next attempt. Host failures that are not counted as lost attempts increase the wait.
+-- Returns the pause before the next attempt. Host failures that are not counted as lost attempts make the pause longer.
 create or replace function trainer.pause_after(run public.training_runs) returns interval
 language sql set search_path = '' as $$
   select trainer.back_off(least(run.failures + coalesce(sum(trainer.number(value) - 1), 0), 100)::integer)

@@ -49,7 +49,7 @@ def number_in(header: str, what: str) -> int:
 
 
 def retry_after_seconds(header: str | None) -> float | None:
-    """Return the wait in a Retry-After header, in seconds; None for a missing header and for a date."""
+    """Return the seconds in a Retry-After header; None for a missing header and for a date."""
     try:
         return max(0.0, float(header)) if header else None
     except ValueError:

@@ -35,8 +35,8 @@ _TYPES = {
 class SupabaseObjectStore:
     """`ObjectStore` over the Storage API; thread-safe.
 
-    `notes` is a folder that survives a restart, for the IDs of unfinished uploads, which can resume. `stop` interrupts
-    the calls that get no `stop` argument. Signed URLs are valid for `url_seconds`.
+    `notes` is the folder for the IDs of unfinished uploads, so that they resume after a restart. `stop` interrupts the
+    calls that get no `stop` argument. Signed URLs are valid for `url_seconds`.
     """
 
     name = "supabase"

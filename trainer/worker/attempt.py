@@ -78,7 +78,8 @@ class Attempt:
         self._run.enter(Phase.STARTING)
         with self._checkpoints.during_training(self._run.stop):
             finished = self._services.trainer.train(order, self._run.stop, self._on_event, self._run.events.log.output)
-        # written before the wait for a running upload: a crash during this wait of minutes would repeat epochs
+        # the marker is written before the wait for a running upload: this wait can take minutes, and a crash during the
+        # wait would repeat epochs
         return self._write_marker(finished, order)
 
     def _order(self, plan: TrainPlan) -> TrainingOrder:

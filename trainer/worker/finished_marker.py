@@ -82,7 +82,7 @@ def trained_plan(order: TrainingOrder, finished: Finished) -> JsonObject:
 
 
 def is_requested(finished: Finished, plan: TrainPlan) -> bool:
-    """Return whether `plan` and the plan of the finished training have the same `_COMPARED`, `batch` and `args`.
+    """Return whether `plan` and the plan of the finished training agree in `_COMPARED`, `batch` and `args`.
 
     `args.workers` is not compared.
     """

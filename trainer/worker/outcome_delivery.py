@@ -22,7 +22,7 @@ def deliver(
 ) -> AttemptEnd:
     """Send the outcome until the queue answers, then remove the journal.
 
-    If `stop` is set first, or after the last retry of `policy`, the journal is kept. The next process delivers it.
+    If `stop` is set first, or after the last retry of `policy`, the journal is kept for the next process.
     """
     logged: set[str] = set()
 

@@ -43,7 +43,7 @@ class Publisher:
     def publish_unfinished(self, folder: RunFolder, *, is_last: bool) -> JsonObject:
         """Publish the existing files of an unfinished training. Return the results for the row. Never raises.
 
-        `is_last` is True if no attempt follows. In later attempts than the first, the results are empty unless the
+        `is_last` is True if no attempt follows. In the second and later attempts, the results are empty unless the
         weights are published, because an earlier attempt may have published more. If the run ends in its first attempt,
         the files are published even if there are no weights.
         """
