@@ -13,7 +13,7 @@ from trainer.jobs.sqlite_file import Transaction, loaded
 from trainer.jobs.sqlite_table import SqliteRunTable
 from trainer.jobs.write_row import clean, offer_json, outcome_columns
 
-HEAD_START = 20.0  # seconds (two poll intervals); after a host failure, other workers can claim the run this much earlier
+HEAD_START = 20.0  # seconds (two poll intervals) in which only other workers can claim a run after a host failure
 _LAST_ATTEMPT = 2**31 - 2  # plus 1, this is the largest value of PostgreSQL's integer type
 _LEGACY_SILENCE = 60.0  # seconds without a heartbeat after which a running row without a lease counts as abandoned
 
