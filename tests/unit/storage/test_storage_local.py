@@ -130,7 +130,10 @@ def test_error_of_failed_write_names_file_and_no_partial_file_remains(store, roo
     ("code", "name"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk quota is used up")]
 )
 def test_error_names_full_disk_or_quota_and_file(code, name):
-    with pytest.raises(MachineFailed, match=rf"/data/x cannot be read or written: {name}"), disk_errors(Path("/data/x")):
+    with (
+        pytest.raises(MachineFailed, match=rf"/data/x cannot be read or written: {name}"),
+        disk_errors(Path("/data/x")),
+    ):
         raise OSError(code, "whatever")
 
 
