@@ -36,7 +36,7 @@ def test_json_lines_contain_their_fields(lines):
 
 
 @pytest.mark.parametrize(("level", "priority"), [("info", 6), ("warning", 4), ("error", 3)])
-def test_journal_lines_have_priority_and_no_time(lines, level, priority):
+def test_systemd_journal_lines_have_priority_and_no_time(lines, level, priority):
     log, stream = lines("journal")
 
     getattr(log, level)("hello", a=1)
@@ -59,7 +59,7 @@ def test_journal_lines_have_priority_and_no_time(lines, level, priority):
         ("one\ntwo", '"one\\ntwo"'),
     ],
 )
-def test_journal_value_cannot_look_like_another_field_or_line(lines, value, written):
+def test_systemd_journal_value_cannot_look_like_another_field_or_line(lines, value, written):
     log, stream = lines("journal")
 
     log.info("run claimed", name=value, attempt=1)

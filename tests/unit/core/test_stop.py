@@ -55,7 +55,7 @@ def test_finish_request_does_not_stop_the_run():
     assert not stop.wait(0.01)
 
 
-def test_stop_of_parent_wakes_waiter_on_child():
+def test_stop_of_parent_ends_wait_on_child():
     shutdown = StopSignal()
     run = shutdown.child()
     threading.Timer(0.05, shutdown.set, [StopReason.SHUTDOWN]).start()

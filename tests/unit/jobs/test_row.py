@@ -107,7 +107,7 @@ def test_invalid_checkpoint_or_checkpoint_of_another_run_is_ignored(checkpoint):
         ("2026-01-01", "2026-01-01T00:00:00+00:00", None),
     ],
 )
-def test_waiting_time_is_computed_from_valid_times(created_at, started_at, waited):
+def test_waiting_time_is_computed_from_valid_timestamps(created_at, started_at, waited):
     assert rows.job_of({"id": "x", "created_at": created_at, "started_at": started_at}).waited == waited
 
 
@@ -267,7 +267,7 @@ class Named:
         (frozenset({3}), [3]),
     ],
 )
-def test_every_value_becomes_storable(value, stored):
+def test_every_value_is_converted_to_storable_json(value, stored):
     assert write.clean(value) == stored
     json.dumps(write.clean(value), allow_nan=False).encode()
 

@@ -128,7 +128,7 @@ def test_heartbeats_keep_lease_while_clock_is_adjusted(host, queue, step):
     assert abs(wall_of(queue.get(lease.job.id), "heartbeat_at") - host.wall) < 1
 
 
-def test_backoff_ends_in_time_after_clock_was_set_back(host, queue):
+def test_backoff_keeps_its_duration_after_clock_was_set_back(host, queue):
     enqueue(queue)
     queue.finish(claim(queue), Retry(message="The disk is full."), [])
     host.set_clock(-HOUR)

@@ -78,7 +78,7 @@ def test_every_transport_exception_becomes_trainer_error(kind):
 
 
 @pytest.mark.parametrize("code", ["PGRST202", "PGRST204", "PGRST205", "42P01", "42703", "42883"])
-def test_missing_schema_error_advises_migration(code):
+def test_error_of_missing_schema_advises_migration(code):
     error = refused(code, status=404)
     assert isinstance(error, Misconfigured)
     assert "apply the migrations in supabase/migrations/" in str(error)
@@ -89,7 +89,7 @@ def test_missing_schema_error_advises_migration(code):
     [("PGRST301", 401), ("PGRST303", 401), ("PGRST302", 401), ("42501", 403), ("42501", 401), (None, 401), (None, 403),
      ("22023", 400)],
 )  # fmt: skip
-def test_rejected_key_error_advises_to_replace_key(code, status):
+def test_error_of_rejected_key_advises_to_replace_key(code, status):
     error = refused(code, status=status)
     assert isinstance(error, Misconfigured)
     assert "SUPABASE_SERVICE_ROLE_KEY" in str(error)

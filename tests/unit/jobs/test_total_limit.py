@@ -1,6 +1,6 @@
 """One time limit for a whole call to a slow server: connection, TLS, response headers, body.
 
-The servers are real sockets. Each byte arrives before the read timeout.
+The servers use real sockets. Each byte arrives before the read timeout.
 """
 
 import contextlib

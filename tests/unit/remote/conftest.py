@@ -1,4 +1,4 @@
-"""A web server and guarded clients."""
+"""Fixtures: a web server, and clients that check host names and addresses."""
 
 import pytest
 

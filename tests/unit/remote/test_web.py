@@ -1,4 +1,4 @@
-"""Downloads with the guarded client: content, limits, retries and stops."""
+"""Downloads with `GuardedClient`: content, limits, retries and stops."""
 
 import hashlib
 import threading

@@ -1,4 +1,4 @@
-"""The hosts and addresses that the guarded client contacts."""
+"""The hosts and addresses that `GuardedClient` contacts."""
 
 import socket
 import threading

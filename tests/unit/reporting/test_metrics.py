@@ -92,7 +92,7 @@ def test_unhealthy_host_is_reported():
     assert value(metrics, "healthy") == 0
 
 
-def test_phase_is_measured_when_next_phase_starts(metrics):
+def test_phase_duration_is_measured_when_next_phase_starts(metrics):
     metrics.event(JOB, PhaseStarted(phase=Phase.PREPARING))
     metrics.event(JOB, PhaseStarted(phase=Phase.TRAINING, seconds=4.5))
 

@@ -1,4 +1,4 @@
-"""File names as object keys."""
+"""File names are escaped to valid object keys."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_limits_of_size_and_mime_type_are_enforced(server, client):
     assert client.post("/object/data/a", content=b"1", headers={"Content-Type": "image/png"}).status_code == 200
 
 
-def test_key_decides_which_objects_are_visible(server):
+def test_api_key_decides_which_objects_are_visible(server):
     server.put("data", "a", b"1")
     server.put("open", "a", b"1")
     with httpx.Client(base_url=f"{server.url}/storage/v1") as client:

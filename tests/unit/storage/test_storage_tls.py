@@ -1,4 +1,4 @@
-"""The store over TLS, as in every hosted project. A connection waits for at most 0.5 s; this must not break TLS."""
+"""The store over TLS, as in every hosted project. The client waits in steps of 0.5 s. This must not break TLS."""
 
 from __future__ import annotations
 

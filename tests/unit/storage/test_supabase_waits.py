@@ -1,4 +1,4 @@
-"""Waits of the Supabase store end at a time limit or at a stop."""
+"""A wait of the Supabase store ends at its time limit or when a stop is requested."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def queue(worker):
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
-    """Shorten the pauses between retries to 0.1 % of their length. The number of tries and their time limit do not change."""
+    """Shorten the pauses between retries, claims and slot checks. The number of tries and the time limits do not change."""
     wait_before = RetryPolicy.wait_before
     monkeypatch.setattr(RetryPolicy, "wait_before", lambda *arguments: wait_before(*arguments) / 1000)
     monkeypatch.setattr(claiming, "FIRST_WAIT", 0.01)

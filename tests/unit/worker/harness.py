@@ -224,7 +224,7 @@ def interrupted_upload(worker):
     run_id = worker.enqueue()
 
     def shut_down(path, ref, stop, **more):
-        stop.set(StopReason.SHUTDOWN)  # the drain time is over
+        stop.set(StopReason.SHUTDOWN)  # as at the end of the drain time
         worker.shutdown.set(StopReason.SHUTDOWN)
         raise Unavailable("down")
 

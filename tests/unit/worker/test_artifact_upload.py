@@ -59,7 +59,7 @@ def test_artifact_keeps_name_when_key_is_escaped(store, run_dir, monkeypatch):
     ]
 
 
-def test_publishing_twice_is_idempotent(store, run_dir):
+def test_publishing_is_idempotent(store, run_dir):
     first = published(store, run_dir)
     second = published(store, run_dir)
 

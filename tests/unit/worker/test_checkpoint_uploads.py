@@ -145,7 +145,7 @@ def test_checkpoints_of_completed_run_are_removed(worker):
 
 
 def test_newest_delivered_checkpoint_is_not_deleted(worker):
-    """During an outage of the queue, another host looks for the last checkpoint that the queue received."""
+    """If this host fails during an outage of the queue, another host resumes from the checkpoint in the row."""
     worker.checkpoint_seconds = 0.01
     run_id = worker.enqueue()
     worker.trainer = FakeTrainer(epochs=6)

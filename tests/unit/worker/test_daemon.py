@@ -186,7 +186,7 @@ def test_daemon_returns_false_if_a_run_exceeds_drain_time(worker, queue):
 
 
 def test_drain_time_counts_from_shutdown_request(worker, queue, monkeypatch):
-    """The claim loop can end late, for example because a claim waits for its answer."""
+    """The claim loop can end late, for example because the queue answers a claim slowly."""
     monkeypatch.setattr(daemon_module, "POLL", 0.05)
     monkeypatch.setattr(daemon_module, "LAST_DELIVERY", 0.0)
     worker.enqueue()

@@ -45,7 +45,7 @@ def test_damaged_model_is_not_published_and_training_resumes(worker, name, damag
 
 
 def test_pipe_in_place_of_model_is_reported_without_opening_it(tmp_path):
-    """The training process chooses path, size and type of the file. Opening a pipe waits for a writer."""
+    """The training process chooses path, size and type of the file. Opening a pipe would block."""
     os.mkfifo(tmp_path / "best.pt")
     pipe = WeightsFile(path=str(tmp_path / "best.pt"), sha256=hashlib.sha256().hexdigest(), bytes=0)
     damages = []

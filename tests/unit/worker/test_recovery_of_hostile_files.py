@@ -77,7 +77,7 @@ def test_only_end_of_large_log_is_published(worker, monkeypatch):
     assert "uploading" in content.splitlines()[-1]
 
 
-def test_weights_are_published_first_within_time_limit(worker):
+def test_weights_are_published_before_other_files_if_time_is_short(worker):
     worker.drain_seconds = 0.5
     run_id, run_dir = killed(worker)
     (run_dir / "labels").mkdir()

@@ -89,7 +89,7 @@ def test_next_attempt_of_finished_training_only_publishes(worker):
     run_id = worker.enqueue()
 
     def shut_down(path, ref, stop, **more):
-        stop.set(StopReason.SHUTDOWN)  # the drain time is over
+        stop.set(StopReason.SHUTDOWN)  # as at the end of the drain time
         worker.shutdown.set(StopReason.SHUTDOWN)
         raise Unavailable("storage is down")
 

@@ -75,7 +75,7 @@ def test_unavailable_store_is_tried_once_before_requeue(worker):
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_unresponsive_store_delays_requeue_at_most_by_drain_time(worker, interrupted):
+def test_unresponsive_store_delays_requeue_by_at_most_drain_time(worker, interrupted):
     worker.drain_seconds = 0.3
     run_id = worker.enqueue()
 
@@ -94,7 +94,7 @@ def test_unresponsive_store_delays_requeue_at_most_by_drain_time(worker, interru
     assert worker.row(run_id)["status"] == "queued"
 
 
-def test_files_uploaded_within_time_limit_are_listed(worker):
+def test_row_lists_files_that_are_uploaded_within_time_limit(worker):
     worker.drain_seconds = 0.3
     run_id = worker.enqueue()
     worker.fail_in(3, MachineFailed("killed"))
