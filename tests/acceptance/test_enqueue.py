@@ -32,9 +32,9 @@ def service(tmp_path):
         (["epochs=3", "--epochs", "4"], ["epochs is given twice: 3 and 4"]),
         (["fast"], ["fast: write NAME=VALUE, for example epochs=50"]),
         (["epochs="], ["epochs=: write NAME=VALUE, for example epochs=50"]),
-        (["model=yolo99"], ["base_model = 'yolo99': no such model is known; nearest:"]),
-        (["model=cats.pt"], ["base_model = 'cats.pt': no such file in MODELS_DIR ("]),
-        (["--data", "nowhere", "model=cats.pt"], ["/nowhere' does not exist", "base_model = 'cats.pt': no such file"]),
+        (["model=yolo99"], ["base_model = 'yolo99': the model is unknown; similar names:"]),
+        (["model=cats.pt"], ["base_model = 'cats.pt': the file is not in MODELS_DIR ("]),
+        (["--data", "nowhere", "model=cats.pt"], ["/nowhere' does not exist", "'cats.pt': the file is not in"]),
         (["--id", "7"], ["id = '7': must be a UUID"]),
         (["--priority", "99999999999"], ["priority = 99999999999: must be a whole number from"]),
         (["--data", "nowhere"], ["/nowhere' does not exist or cannot be read on this host"]),
@@ -156,7 +156,7 @@ def test_missing_dataset_path_is_refused_only_for_local_queue(local, remote):
 def test_missing_weights_file_is_refused_only_for_local_queue(local, remote):
     request = RunRequest(data_yaml="storage:cats", base_model="cats.pt")
     check_request(remote, request)
-    with pytest.raises(BadRequest, match="no such file in MODELS_DIR"):
+    with pytest.raises(BadRequest, match="the file is not in MODELS_DIR"):
         check_request(local, request)
 
     local.models_folder.mkdir(parents=True)
@@ -184,7 +184,7 @@ def test_exports_are_checked_against_installed_packages_only_for_local_queue(loc
     check_request(remote, request)
     with pytest.raises(BadRequest, match="formats of this worker: torchscript"):
         check_request(local, request)
-    with pytest.raises(BadRequest, match="no such export format"):
+    with pytest.raises(BadRequest, match="this export format does not exist"):
         check_request(remote, RunRequest(data_yaml="storage:cats", configuration={"export": ["gif"]}))
 
 

@@ -20,7 +20,7 @@ ERRORS = {
     "image_unreadable": "{n} images cannot be used for training; replace or remove the images",
     "image_missing": "{n} images of the annotation file do not exist; upload the images or remove their entries",
     "listed_image_missing": "{n} images that are listed in {file} do not exist",
-    "symlink_outside": "{n} symlinks are broken or lead outside the allowed folders; replace them with the files",
+    "symlink_outside": "{n} symlinks are broken or lead outside the allowed folders; replace the symlinks with the files",
     "label_unreadable": "{n} label files cannot be read",
     "label_size": "{n} label files are larger than {limit} MiB",
     "label_text": "{n} label rows contain something that is not a number; a row is a class number and coordinates",

@@ -1,4 +1,4 @@
-"""Prepare a dataset: fetch its sources, recognize them, and build a private view for the training."""
+"""Prepare a dataset: fetch its sources, recognize their formats, check them, and build a private view."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class FetchedDatasets:
     def check(
         self, order: DatasetOrder, staging: Path, stop: StopSignal, on_event: OnEvent, sheet: Path | None = None
     ) -> CheckResult:
-        """Check a dataset like `prepare`, but return all findings, and draw samples into the file `sheet`.
+        """Check a dataset like `prepare`, but return all findings. If `sheet` is given, draw samples into this file.
 
         `staging` is a new folder for fetched files; the caller removes it.
         Raises the same errors as `prepare`, but `DatasetError` only if the dataset cannot be checked at all.

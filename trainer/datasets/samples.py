@@ -13,7 +13,7 @@ SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validati
 
 
 class Sample(NamedTuple):
-    """One image and its labels. Each step of the pipeline returns a copy with more fields filled in.
+    """One image and its labels. Each step of the preparation returns a copy with more fields set.
 
     A named tuple is copied faster than a frozen dataclass. A dataset can have 100,000 images.
     """
@@ -26,8 +26,8 @@ class Sample(NamedTuple):
     class_id: int | None = None  # for classification only
     owned: bool = False  # whether the files are in our cache, not in the user's folder
     key: str = ""  # the id of the image in its annotation file
-    facts: Facts = NOT_READ  # filled in by the checks
-    place: str = ""  # the path of the image relative to the view; filled in by the view
+    facts: Facts = NOT_READ  # set by the checks
+    place: str = ""  # the path of the image relative to the view; set when the view is built
 
 
 @dataclass(frozen=True, kw_only=True)

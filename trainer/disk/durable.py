@@ -1,6 +1,6 @@
 """Files that survive a power cut.
 
-Without a sync, a power cut can leave a file of the last half minute empty or full of zeros, although its name exists.
+Without a sync, a power cut can leave a file that was written in the last half minute empty or full of zeros.
 So if other code relies on the existence of a file, the file is synced before it gets its final name.
 """
 
@@ -50,7 +50,7 @@ def replace(beside: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file atomically and sync it. Do not write the same path in two threads or processes. Raises OSError."""
+    """Write a file atomically and sync it. Only one thread may write a path at any time. Raises OSError."""
     beside = path.with_name(f"{path.name}.tmp")
     beside.write_text(text, encoding="utf-8")
     replace(beside, path)

@@ -96,7 +96,7 @@ class FolderLocks:
         """Refresh the lock of every folder in use. Call it several times a day."""
         with self._mutex:
             for _, lock in self._held:
-                with contextlib.suppress(OSError):  # a full or unavailable disk; the next refresh is enough
+                with contextlib.suppress(OSError):  # if the disk is full or unavailable, the next refresh is enough
                     os.utime(lock)
 
 
@@ -130,7 +130,7 @@ def _shared(path: Path) -> int:
             raise
         os.close(lock)
         if time.monotonic() > deadline:
-            raise BlockingIOError(f"{path} stays locked by another process")
+            raise BlockingIOError(f"{path} is still locked by another process after {WAIT_SECONDS:g} seconds")
         time.sleep(0.02)
 
 

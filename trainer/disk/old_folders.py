@@ -1,4 +1,4 @@
-"""Removal of old folders of any process, with any content."""
+"""Removal of old folders that this or another process created. They can have any content."""
 
 from __future__ import annotations
 

@@ -49,9 +49,9 @@ def _devices(value: object) -> Sequence[float]:
         value = word(value).removeprefix("cuda:").split(",", _MOST_GPUS)
     indices = [number(item) for item in (value if isinstance(value, list | tuple) else [value])[: _MOST_GPUS + 1]]
     if not 0 < len(indices) <= _MOST_GPUS or (len(set(indices)) != len(indices) and set(indices) != {-1}):
-        raise ValueError("no different GPUs")
+        raise ValueError("not a list of different GPU indices")
     if not all(index in range(-1, _MOST_GPUS) for index in indices):
-        raise ValueError("no GPU index")
+        raise ValueError("not a GPU index")
     # -1 is any free GPU; the service decides which GPUs belong to a slot
     return list(range(len(indices))) if -1 in indices else indices
 
@@ -155,5 +155,5 @@ class RunConfiguration(TrainArguments):
     bayesian_config: Any = setting(None, "Settings of the Bayesian search, which is not supported.")
 
 
-# the train arguments of a plan; each other setting has its own field in the plan
+# the settings that become train arguments of Ultralytics
 ARGUMENTS: Mapping[str, object] = TrainArguments.model_fields

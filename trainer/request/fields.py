@@ -67,7 +67,7 @@ def chance(value: object) -> float:
 
 
 def word(value: object) -> str:
-    """Return a text in lower case."""
+    """Return a text in lower case, without spaces at its ends."""
     if not isinstance(value, str):
         raise ValueError("not text")  # noqa: TRY004 - pydantic expects ValueError
     return value.strip().lower()
@@ -143,7 +143,7 @@ def above_zero(high: float) -> Rule:
 
 
 def one_of(*names: str) -> Rule:
-    """Return the rule of a choice among names. Upper and lower case are the same."""
+    """Return the rule of a choice among names. Upper and lower case are not distinguished."""
     by_word = {name.lower(): name for name in names}
     kind = core_schema.literal_schema(list(names))
     return Rule(f"one of {', '.join(names)}", lambda value: by_word.get(word(value), ""), kind)

@@ -23,7 +23,7 @@ def read_model(text: str, artifacts_bucket: str) -> ModelRef:
     if _RUN_ID.fullmatch(name):
         return ModelOfRun(run_id=name.lower())
     if len(name) > 500 or not name.isprintable():
-        raise _refused(name, "it is too long or not printable")
+        raise _refused(name, "the name is too long (more than 500 characters) or not printable")
     if name.lower().startswith("storage:"):
         return ModelObject(ref=ObjectRef(bucket=artifacts_bucket, key=_object_key(name, artifacts_bucket)))
     if re.match(r"[a-z][a-z0-9+.-]*:", name, re.IGNORECASE):
@@ -83,7 +83,7 @@ def _path_problem(path: str) -> str | None:
     if any(part in {"", ".", ".."} or part.startswith(".") for part in parts):
         return "a path must not contain .., an empty name or a hidden name"
     if any(len(part.encode(errors="replace")) > 255 for part in parts):
-        return "a part of the path is too long"
+        return "a file or folder name is too long (more than 255 bytes)"
     return None
 
 
@@ -91,7 +91,7 @@ def _refused(name: str, reason: str) -> BadRequest:
     return BadRequest(f"base_model = {shown(name)}: {reason}; {_MAY_BE}")
 
 
-def _unknown(name: str, otherwise: str = "no such model is known") -> BadRequest:
+def _unknown(name: str, otherwise: str = "the model is unknown") -> BadRequest:
     plain = name.rpartition("/")[2]
     reason = model_catalog.untrainable(plain) or otherwise
-    return BadRequest(f"base_model = {shown(name)}: {reason}; nearest: {', '.join(model_catalog.nearest(plain))}")
+    return BadRequest(f"base_model = {shown(name)}: {reason}; similar names: {', '.join(model_catalog.nearest(plain))}")

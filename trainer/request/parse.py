@@ -53,9 +53,9 @@ def plan_of(
 
 
 def _add_columns(found: Unnested, request: RunRequest) -> None:
-    """Add the columns of the row.
+    """Add the columns `data_yaml` and `base_model` of the row.
 
-    The columns have priority over the configuration, except over a list that includes the same dataset.
+    A column has priority over the configuration, except over a list of datasets that includes `data_yaml`.
     """
     data, model = (request.data_yaml or "").strip(), (request.base_model or "").strip()
     listed, named = found.settings.get("data"), found.settings.get("base_model")
@@ -65,7 +65,7 @@ def _add_columns(found: Unnested, request: RunRequest) -> None:
         found.settings["data"] = Given("data_yaml", data)
     elif not listed:
         found.problems.append(
-            "data_yaml: missing. Give the YAML file, folder or archive of the dataset, or storage:BUCKET/PATH"
+            "data_yaml: the dataset is missing. Name the YAML file, folder or archive of the dataset, or storage:BUCKET/PATH"
         )
     if model:
         if named and (not isinstance(named.value, str) or squeezed(named.value) != squeezed(model)):
@@ -97,11 +97,11 @@ def _drop_unused(found: Unnested) -> None:
         if name in IGNORED:
             found.warnings.append(f"{given.spelling} was ignored: {IGNORED[name]}")
         elif given.value is not False and (name, given.value) != ("mode", "train"):
-            found.problems.append(f"{given.spelling}: cannot be set; {REFUSED[name]}")
+            found.problems.append(f"{given.spelling}: this setting is not allowed; {REFUSED[name]}")
 
 
 def _validated(found: Unnested) -> RunConfiguration:
-    """Return the configuration of the settings that are valid; the others become problems."""
+    """Return the configuration with the valid settings. Each invalid setting becomes a problem."""
     values = {name: given.value for name, given in found.settings.items()}
     try:
         return RunConfiguration.model_validate(values)
@@ -184,7 +184,7 @@ class _Reading:
             self.found.problems.extend(refused.problems)
             return
         if model.task not in (None, task):
-            self.found.warnings.append(f"base_model names a {model.task} model, and the task is {task}: {used} is used")
+            self.found.warnings.append(f"base_model names a {model.task} model, but the task is {task}: {used} is used")
 
     def _device(self) -> tuple[int, ...] | None:
         device, compute = self.configuration.device, self.configuration.compute
@@ -236,5 +236,5 @@ def _unsupported(name: str) -> str:
     if name in UNSUPPORTED:
         return "needs a tool chain that is not supported"
     if name not in PACKAGES:
-        return "no such export format"
+        return "this export format does not exist"
     return f"needs the packages {', '.join(PACKAGES[name])} on the worker"

@@ -1,4 +1,4 @@
-"""The split of a dataset that a row requests: shares and a seed, or the split of each image by name."""
+"""The split that a row requests for its dataset: shares and a seed, or the split of each image by name."""
 
 from __future__ import annotations
 

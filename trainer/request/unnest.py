@@ -1,4 +1,4 @@
-"""Flattens the `configuration` of a row: settings in sections become one set with the names of `RunConfiguration`.
+"""Flattens the `configuration` of a row: settings in sections become one flat set with the names of `RunConfiguration`.
 
 This module interprets the names of settings, not their values. But it removes blank values (null, "", "  ", [], {}),
 which mean "not given" for every setting, so that no other rule has to handle them.

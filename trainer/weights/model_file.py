@@ -11,7 +11,7 @@ from trainer.core.errors import BadRequest
 
 
 def is_complete(path: Path) -> bool:
-    """Return whether the path is a regular file with the end record of a zip archive, as torch writes it."""
+    """Return whether the path is a regular file with the end record of a zip archive, which `torch.save` writes."""
     return path.is_file() and zipfile.is_zipfile(path)  # a named pipe would block `is_zipfile` forever
 
 
@@ -34,12 +34,15 @@ def checked(path: Path, subject: str) -> Path:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError):
         raise BadRequest(
-            f"{subject}: not a complete PyTorch file, because it cannot be read as a zip archive; upload the file again"
+            f"{subject}: the file is not a complete PyTorch file, because it cannot be read as a zip archive; "
+            "upload the file again"
         ) from None
-    # torch saves without compression; compressed or overlapping members could need a thousand times the file size
+    # torch saves without compression; compressed or overlapping members could expand to a thousand times the file size
     is_compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
     if is_compressed or sum(member.file_size for member in members) > path.stat().st_size:
-        raise BadRequest(f"{subject}: has compressed or overlapping members; save it again with torch.save")
+        raise BadRequest(
+            f"{subject}: the file has compressed or overlapping members; save the model again with torch.save"
+        )
     return path
 
 

@@ -93,9 +93,7 @@ class ModelFolder:
         if ".." in Path(name).parts or not inside:
             raise BadRequest(f"base_model = {name!r}: the file is outside of MODELS_DIR; copy it into MODELS_DIR")
         if not os.path.isfile(path):  # noqa: PTH113
-            raise BadRequest(
-                f"base_model = {name!r}: no such file in MODELS_DIR ({self.models_dir}); copy the file there"
-            )
+            raise BadRequest(f"base_model = {name!r}: the file is not in MODELS_DIR ({self.models_dir}); copy it there")
         return checked(path, f"base_model = {name!r}")
 
     def _architecture(self, name: str) -> Path:

@@ -49,7 +49,7 @@ def test_error_about_missing_supabase_dataset_names_key_and_bucket(supabase, roo
     storage.put("datasets", "a/data.yaml", YAML.encode())
     for text in ("storage:nope/x.yaml", "storage:nope", "storage:a/x/data.yaml", "storage:datasets/b/data.yaml"):
         ref = parse_reference(text, dataset_root=root, datasets_bucket="datasets")
-        with pytest.raises(ObjectMissing, match=r"found no '(nope|a/x|datasets/b).*' in bucket 'datasets'"):
+        with pytest.raises(ObjectMissing, match=r"the storage has no '(nope|a/x|datasets/b).*' in bucket 'datasets'"):
             fetcher.fetch(ref, root / f"run-{text.replace('/', '-')}", StopSignal(), lambda _: None)
 
 

@@ -136,7 +136,9 @@ def test_png_with_too_many_pixels_is_detected_from_its_header(tmp_path):
 
 
 def test_too_small_image_is_reported(tmp_path):
-    assert "9 x 20 pixels, smaller than 10" in look(tmp_path, encoded("PNG", image(9, 20))).problem
+    assert (
+        "9 x 20 pixels; each side must have at least 10 pixels" in look(tmp_path, encoded("PNG", image(9, 20))).problem
+    )
 
 
 def test_missing_file_and_path_of_folder_are_reported(tmp_path):

@@ -47,8 +47,8 @@ def test_base_model_is_read(name, model):
         ("yoloe-11s-seg.pt", "CLIP"),
         ("yolo26n-sem", "not supported"),
         ("yolov6n", "use yolov6n.yaml to train it"),
-        ("yolov8", "nearest: yolov8"),
-        ("resnet18", "nearest"),
+        ("yolov8", "similar names: yolov8"),
+        ("resnet18", "similar names"),
         ("custom.yaml", "only architectures of the installed"),
         ("../yolo11n.yaml", "only architectures of the installed"),
         ("/etc/evil.yaml", "only architectures of the installed"),
@@ -73,8 +73,8 @@ def test_base_model_is_read(name, model):
         ("storage:b/../datasets/evil.pt", "hidden"),
         ("storage:best.onnx", "must be a .pt file"),
         ("storage:", "hidden"),
-        ("best.onnx", "no such model"),
-        ("model.engine", "no such model"),
+        ("best.onnx", "the model is unknown"),
+        ("model.engine", "the model is unknown"),
     ],
 )
 def test_invalid_base_model_is_rejected_with_reason(name, reason):

@@ -125,7 +125,7 @@ def test_invalid_value_has_one_short_message(configuration):
 )
 def test_dangerous_setting_is_rejected_with_reason(name, value):
     (problem,) = problems({name: value})
-    assert problem == f"{name}: cannot be set; {REFUSED[name]}"
+    assert problem == f"{name}: this setting is not allowed; {REFUSED[name]}"
     (nested,) = problems({"hyperparameters": {name: value}})
     assert nested.startswith(f"hyperparameters.{name}: ")
 

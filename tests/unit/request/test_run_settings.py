@@ -36,7 +36,7 @@ def test_invalid_dataset_reference_is_rejected(bad):
 
 def test_missing_or_invalid_dataset_is_rejected():
     (problem,) = problems(data_yaml=None)
-    assert problem.startswith("data_yaml: missing")
+    assert problem.startswith("data_yaml: the dataset is missing")
     (problem,) = problems(data_yaml="a\x00b")
     assert problem.startswith("data_yaml = ")
 
@@ -127,7 +127,7 @@ def test_unknown_task_is_rejected(word):
 def test_plan_warns_if_model_has_other_task():
     plan = parse({"task": "pose"}, base_model="yolo11n-seg")
     assert plan.model == OfficialModel(stem="yolo11n", task=Task.SEGMENT)
-    assert plan.warnings == ("base_model names a segment model, and the task is pose: yolo11n-pose is used",)
+    assert plan.warnings == ("base_model names a segment model, but the task is pose: yolo11n-pose is used",)
     assert plan.model_warning(Task.POSE) is None
 
 
@@ -237,7 +237,7 @@ def test_available_export_formats_are_read(key, value, exports):
         (["onnx"], "needs the packages onnx, onnxslim, onnxruntime"),
         (["tensorrt"], "needs the packages tensorrt"),
         (["imx"], "a tool chain that is not supported"),
-        (["../x"], "no such export format"),
+        (["../x"], "this export format does not exist"),
         (True, "must be a list"),
         ([3], "must be a list"),
         ({"onnx": True}, "must be a list"),

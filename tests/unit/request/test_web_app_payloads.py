@@ -187,7 +187,7 @@ def test_dataset_missing_in_column_and_configuration_is_rejected(blank):
         plan_of_row(insert(dataYaml=blank) | {"data_yaml": ""})
 
     (problem,) = refused.value.problems
-    assert problem.startswith("data_yaml: missing")
+    assert problem.startswith("data_yaml: the dataset is missing")
 
 
 # ── cleared inputs: the browser sends "", or null for an invalid number ──

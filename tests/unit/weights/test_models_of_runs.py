@@ -45,7 +45,7 @@ def test_missing_object_or_invalid_model_is_rejected(folder, store, models, tmp_
     with pytest.raises(ObjectMissing):
         folder().resolve(ModelObject(ref=ObjectRef(bucket=BUCKET, key="none.pt")), Task.DETECT, StopSignal())
     ref = upload(store, tmp_path, "bad.pt", b"os.system")
-    with pytest.raises(BadRequest, match=r"storage:bad\.pt: not a complete PyTorch file"):
+    with pytest.raises(BadRequest, match=r"storage:bad\.pt: the file is not a complete PyTorch file"):
         folder().resolve(ModelObject(ref=ref), Task.DETECT, StopSignal())
     assert files_in(models) == []
 

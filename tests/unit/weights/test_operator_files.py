@@ -27,13 +27,13 @@ def test_file_that_is_not_a_complete_pytorch_file_is_rejected(folder, models, co
 
 
 def test_error_about_missing_file_names_models_dir(folder):
-    with pytest.raises(BadRequest, match="no such file in MODELS_DIR"):
+    with pytest.raises(BadRequest, match="the file is not in MODELS_DIR"):
         folder().resolve(ModelFile(name="nothing.pt"), Task.DETECT, StopSignal())
 
 
 def test_folder_instead_of_model_file_is_rejected(folder, models):
     (models / "dir.pt").mkdir(parents=True)
-    with pytest.raises(BadRequest, match="no such file"):
+    with pytest.raises(BadRequest, match="the file is not in MODELS_DIR"):
         folder().resolve(ModelFile(name="dir.pt"), Task.DETECT, StopSignal())
 
 

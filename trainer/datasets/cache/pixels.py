@@ -40,7 +40,7 @@ class PixelCache:
         self._images[view] = images
         places = list(images)
         for recipe in (recipe.format(imgsz=imgsz) for recipe in RECIPES):
-            # if no image of this sample has cached pixels, the other images are not looked up
+            # if none of these images has cached pixels, the other images are not looked up
             some = places[:: max(1, len(places) // PROBES)]
             if any(self._link(view, recipe, place) for place in some):
                 for place in places:
@@ -61,7 +61,7 @@ class PixelCache:
             }
             if not found:
                 return 0
-            # a power cut can damage files that are not synced, and a later training checks only a sample of them
+            # a power cut can damage files that are not synced, and a later training checks only some of them
             sync_below(view / FOLDER)
             return self._cache.put_derived(found)
         except (MachineFailed, OSError):  # the next run will be slower, but this run must not fail

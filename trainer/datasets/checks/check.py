@@ -120,7 +120,7 @@ def _read_labels(samples: Sequence[Sample], report: Report, stop: StopSignal) ->
         size += len(read.text or b"")
         if size > MAX_TOTAL_BYTES:
             raise DatasetError(
-                f"The label files have more than {MAX_TOTAL_BYTES >> 30} GiB. Split the dataset or simplify polygons."
+                f"The label files are larger than {MAX_TOTAL_BYTES >> 30} GiB in total. Split the dataset or simplify polygons."
             )
     return result
 

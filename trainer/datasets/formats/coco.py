@@ -1,7 +1,7 @@
 """Read COCO and DICE datasets: JSON files with images, categories and annotations, converted to YOLO rows.
 
-A class number is the position in the list of categories, not the category id; `__background__` is skipped. DICE adds
-annotations nested in images, `classes` instead of `categories`, and `split_config`.
+A class number is the position in the list of categories, not the category id; `__background__` is skipped. DICE files
+can have annotations inside images, `classes` instead of `categories`, and `split_config`.
 """
 
 from __future__ import annotations

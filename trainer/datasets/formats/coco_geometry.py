@@ -91,7 +91,7 @@ def _polygon(value: Any, picture: Picture, report: Report) -> Points | None:
 
 
 def _joined(parts: list[Points]) -> Points:
-    """Join parts to one outline. A line connects the nearest points of two parts."""
+    """Join parts into one outline. A line connects the nearest points of two parts."""
     ring, *others = sorted(parts, key=len, reverse=True)
     for other in others[:MAX_PARTS]:
         # at most about 300 points of each outline are compared

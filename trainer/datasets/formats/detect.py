@@ -1,4 +1,4 @@
-"""Detect the format of a source tree, and find the file that describes the dataset."""
+"""Recognize the format of a source tree, and find the file that describes the dataset."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _dataset_yaml(tree: Tree, below: Sequence[tuple[int, Path]]) -> Path | None:
             return usual[0]
     if len(nearest) > 1:
         names = ", ".join(printable(tree.relative(str(path))) for path in nearest[:10])
-        raise DatasetError(f"The dataset has several YAML files ({names}); name the right file in data_yaml.")
+        raise DatasetError(f"The dataset has several YAML files ({names}); name one of them in data_yaml.")
     return nearest[0]
 
 
@@ -126,7 +126,7 @@ def _annotations(tree: Tree, below: Sequence[tuple[int, Path]], task: Task | Non
     splits = [file.split for file in files]
     if len(files) > 1 and (None in splits or len(set(splits)) < len(splits)):
         names = ", ".join(printable(tree.relative(str(file.path))) for file in files[:10])
-        raise DatasetError(f"The dataset has several annotation files ({names}); name the right file in data_yaml.")
+        raise DatasetError(f"The dataset has several annotation files ({names}); name one of them in data_yaml.")
     return files
 
 

@@ -1,4 +1,4 @@
-"""Read width and height of an image from its first bytes, without decoding the image."""
+"""Read the width and height of an image from its header, without decoding the image."""
 
 from __future__ import annotations
 
@@ -124,6 +124,6 @@ def opened_by_pillow(path: str) -> Iterator[ImageFile]:
             with Image.open(path) as image:
                 yield image
     except Image.DecompressionBombError:
-        raise ValueError(f"more than {MAX_PIXELS} pixels") from None
+        raise ValueError(f"more pixels than the limit of {MAX_PIXELS}") from None
     except PILLOW_ERRORS:
         raise ValueError("damaged") from None

@@ -24,7 +24,7 @@ class FactsCache:
         self._folder = folder
 
     def load(self, sources: Sequence[str]) -> dict[str, Facts]:
-        """Return the saved facts about the images of `sources`, by `identity`. A missing or damaged file is ignored."""
+        """Return the saved facts about the images of `sources`, by file identity. A missing or damaged file is ignored."""
         path = self._path(sources)
         try:
             document = json.loads(path.read_bytes())

@@ -20,7 +20,7 @@ from trainer.datasets.images.dimensions import (
     opened_by_pillow,
 )
 
-WHOLE = 1 << 20  # bytes; only three parts of a larger file are hashed
+WHOLE = 1 << 20  # bytes; of a larger file, only three parts are hashed (but all bytes of BMP and TIFF)
 _ORIENTATION = 0x0112  # the EXIF tag of the orientation
 MIN_SIDE = 10  # pixels; Ultralytics ignores smaller images
 
@@ -126,8 +126,9 @@ def _digest(descriptor: int, size: int, head: bytes, kind: str) -> bytes:
 
 def _bounds(width: int, height: int) -> str:
     if width * height > MAX_PIXELS:
-        return f"{width} x {height} pixels, more than {MAX_PIXELS} in total"
-    return f"{width} x {height} pixels, smaller than {MIN_SIDE}" if min(width, height) < MIN_SIDE else ""
+        return f"{width} x {height} pixels, more than the limit of {MAX_PIXELS} in total"
+    too_small = f"{width} x {height} pixels; each side must have at least {MIN_SIDE} pixels"
+    return too_small if min(width, height) < MIN_SIDE else ""
 
 
 def _kind(head: bytes) -> str:
@@ -154,7 +155,7 @@ def _kind(head: bytes) -> str:
 
 
 def _orientation(kind: str, head: bytes, descriptor: int, size: int, path: str) -> tuple[bool, bool]:
-    """Return whether every library can certainly read the image, and whether EXIF rotates the image.
+    """Return whether Pillow and OpenCV can certainly read the image, and whether EXIF rotates the image.
 
     Only rotations by 90 or 270 degrees count. If the first value is False, the training reads the size from the image.
     """

@@ -40,7 +40,11 @@ class Shape:
 
 
 def rewritten(rows: list[Row], classes: list[int], shape: Shape, changed: Callable[[str], None]) -> bytes:
-    """Return the converted text of one label file. A row starts with its class number."""
+    """Return the converted text of one label file.
+
+    `rows[i]` starts with its class number in the file; `classes[i]` is its class index. `changed` is called with the kind
+    of each change, an item of CHANGES.
+    """
     lines: dict[str, None] = {}
     for row, cls in zip(rows, classes, strict=True):
         if row[0] != cls:

@@ -53,7 +53,7 @@ def _layout(texts: Sequence[bytes]) -> tuple[bytes, Rows] | None:
 
 
 def parse(texts: Sequence[bytes], names: Sequence[str], report: Report) -> tuple[Rows, NDArray[np.bool_]]:
-    """Return the rows of label texts, and a mask of the texts that Ultralytics would parse to other rows.
+    """Return the rows of label texts, and a mask of the texts that Ultralytics would parse differently.
 
     A row with a value that is not a number is skipped and reported as an error. `names[i]` is the name of text i.
     """
@@ -87,7 +87,7 @@ def starts(cols: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _numeric(text: bytes, name: str, report: Report) -> bytes:
-    """Return the text with numbers as Python writes them. A line with any other value becomes empty and is reported."""
+    """Return the text with numbers as Python writes them. A line with a value that is not a number is reported."""
     lines = text.splitlines()
     for place, line in enumerate(lines):
         numbers = [_number(token) for token in line.split()]

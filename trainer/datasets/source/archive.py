@@ -1,4 +1,4 @@
-"""Extract untrusted archives: regular files and folders only, inside the target folder, within limits.
+"""Extract untrusted archives. Only regular files and folders are extracted, into the target folder, within limits.
 
 A zip is checked as a whole before the first byte is written; a tar is checked while it is read. Declared sizes are not
 trusted: extracted bytes are counted.
@@ -41,7 +41,7 @@ def is_archive(name: str) -> bool:
 
 
 def sniff(file: Path) -> str | None:
-    """Return "zip" or "tar", as the first bytes of the file show, or None for any other file."""
+    """Return "zip" or "tar" according to the first bytes of the file, or None for any other file."""
     with file.open("rb") as opened:
         head = opened.read(262 + 3)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -121,7 +121,7 @@ class Extraction:
 
     def unzip(self) -> None:
         if _zip_index_size(self.archive) > ZIP_INDEX:
-            self.fail(f"has more than {self.limits.members:,} members")
+            self.fail(f"has a list of members of more than {ZIP_INDEX >> 20} MiB, which is the limit")
         with zipfile.ZipFile(self.archive) as opened:
             found = [(info, self._check_zip(info)) for info in opened.infolist()]
             members = [(info, path) for info, path in found if path is not None]

@@ -18,8 +18,8 @@ from trainer.datasets.source.manifest import wanted
 from trainer.datasets.source.transfer import EveryBytes, Transfer
 from trainer.disk.durable import sync_below
 
-ROOM_STEP = 64 << 20  # bytes written between two checks of the free space, when the final size is unknown
-SYNC_STEP = 1 << 30  # extracted bytes between two syncs; a stop waits for at most one sync
+ROOM_STEP = 64 << 20  # bytes written between two checks of the free space; the final size can be unknown
+SYNC_STEP = 1 << 30  # extracted bytes between two syncs; a stop signal takes effect after at most one sync
 
 Archive: TypeAlias = Callable[[], AbstractContextManager[Path]]
 

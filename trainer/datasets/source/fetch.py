@@ -57,7 +57,7 @@ class Fetcher:
         """Return the dataset of `ref`, complete on disk.
 
         `staging` is a new folder on the file system of the dataset root, usually inside the run's view. Until the
-        folder is removed, the cache does not evict the files of the tree.
+        folder is removed, the cache does not evict the files of the dataset.
         Raises `DatasetError` (or `ObjectMissing`), `Unavailable`, `Misconfigured`, `MachineFailed` or `Stopped`.
         """
         stop.raise_if_set()
@@ -122,7 +122,7 @@ class Fetcher:
         return path
 
     def _synced(self, found: ObjectInfo | ObjectRef, transfer: Transfer) -> Manifest:
-        """Download the objects of a dataset. Repeat this while the listing changes during the download."""
+        """Download the objects of a dataset. If the listing changed meanwhile, try again, MAX_SYNCS times in total."""
 
         def download(info: ObjectInfo) -> Path:
             if self.cache.get(identity_of(info), info.bytes) is None:
@@ -130,7 +130,7 @@ class Fetcher:
             return self._cached(info)
 
         def listed_again() -> Manifest:
-            # the YAML itself can have changed, too
+            # the YAML can also have changed
             now = self._objects.stat(found.ref) if isinstance(found, ObjectInfo) else found
             return take_manifest(self._objects, now, download)
 
@@ -151,7 +151,7 @@ class Fetcher:
         )
 
     def _download(self, manifest: Manifest, transfer: Transfer) -> bool:
-        """Download the objects that are not in the cache. Return False if all objects are in the cache."""
+        """Download the objects that are not in the cache. Return False if the cache has all objects."""
         self.cache.mark_in_use(transfer.staging, map(identity_of, manifest.objects.values()))
         missing = [i for i in manifest.objects.values() if self.cache.get(identity_of(i), i.bytes) is None]
         if not missing:
@@ -223,7 +223,8 @@ class Fetcher:
             return self._trees.extracted(content_identity(got), transfer, lambda: nullcontext(path), name)
         if not got.bytes or got.bytes > MAX_TEXT_BYTES:
             raise DatasetError(
-                f"data_yaml: {shown(got.url)} has {got.bytes:,} bytes and is not a YAML, archive or NDJSON export."
+                f"data_yaml: {shown(got.url)} has {got.bytes:,} bytes and is not an archive. "
+                f"A YAML or an NDJSON export must have 1 to {MAX_TEXT_BYTES:,} bytes."
             )
         if suffix(name) in NDJSON or "ndjson" in got.content_type:
             return self._exported(path, name, transfer)

@@ -59,7 +59,7 @@ def locate(store: ObjectStore, ref: ObjectRef, datasets_bucket: str) -> ObjectIn
             if _is_folder(store, candidate):
                 return candidate
     looked = " and no ".join(f"{c.key!r} in bucket {c.bucket!r}" for c in candidates)
-    raise ObjectMissing(f"data_yaml: found no {looked}. Check the path, or upload the dataset.")
+    raise ObjectMissing(f"data_yaml: the storage has no {looked}. Check the path, or upload the dataset.")
 
 
 def take_manifest(

@@ -20,7 +20,7 @@ MAX_LINE_BYTES = 16 << 20  # bytes
 MAX_RECORDS = 5_000_000
 MAX_NUMBER = 10**9  # larger class ids and coordinates are rejected
 SPLITS = ("train", "val", "test")
-_ROWS = {  # keys of the labels, by task; if these keys are missing, another key is used
+_ROWS = {  # keys of the labels, by task; if none of them has labels, the first other key is used
     Task.DETECT: ("boxes", "bboxes"),
     Task.SEGMENT: ("segments", "polygons"),
     Task.POSE: ("pose", "keypoints"),
@@ -114,7 +114,7 @@ class _Records:
 
     def _folder(self, rows: list[list[int | float]], where: str) -> str:
         if len(rows) != 1 or not isinstance(rows[0][0], int):
-            raise DatasetError(f"{where}: the image has no class. Label it, or remove it from the export.")
+            raise DatasetError(f"{where}: the image must have exactly one class id. Correct its labels, or remove it.")
         return self._folders.get(rows[0][0], f"class{rows[0][0]}")
 
     def _place(self, folder: str, file: str, where: str) -> tuple[str, str]:
@@ -138,7 +138,8 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
             number += 1
             if len(line) > MAX_LINE_BYTES or number > MAX_RECORDS:
                 raise DatasetError(
-                    f"NDJSON {shown(name)}, line {number}: the line or the export is too long. Split the dataset."
+                    f"NDJSON {shown(name)}, line {number}: a line can have at most {MAX_LINE_BYTES >> 20} MiB, and "
+                    f"an export at most {MAX_RECORDS:,} lines. Split the dataset."
                 )
             if not line.strip():
                 continue

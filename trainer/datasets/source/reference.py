@@ -58,7 +58,7 @@ def object_key(key: str, text: str) -> str:
     """Return a key without slashes at its ends. Raises `DatasetError` for an empty, `.` or `..` segment."""
     segments = key.strip("/").split("/")
     if segments == [""]:
-        raise DatasetError(f"data_yaml: {shown(text)} names no object. Write storage:BUCKET/PATH.")
+        raise DatasetError(f"data_yaml: {shown(text)} does not name an object. Write storage:BUCKET/PATH.")
     if any(segment in {"", ".", ".."} for segment in segments):
         raise DatasetError(
             f"data_yaml: {shown(text)} has an empty, '.' or '..' segment. Write the full path of the object."
@@ -124,7 +124,7 @@ def _plain(text: str) -> str:
     if not text:
         raise DatasetError(f"data_yaml is empty; {FORMS}.")
     if len(text) > MAX_LENGTH:
-        raise DatasetError(f"data_yaml has {len(text)} characters, the limit is {MAX_LENGTH}; {FORMS}.")
+        raise DatasetError(f"data_yaml has {len(text)} characters, but the limit is {MAX_LENGTH}; {FORMS}.")
     # Cc: control characters; Cf: invisible marks such as changes of the writing direction; Cs: broken surrogates
     if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in text):
         raise DatasetError(f"data_yaml: {shown(text)} contains control or invisible characters. Type it again.")
@@ -148,7 +148,7 @@ def _split(text: str) -> SplitResult:
     except ValueError:
         raise DatasetError(f"data_yaml: {shown(text)} is not a valid URL. Correct it.") from None
     if not url.hostname:
-        raise DatasetError(f"data_yaml: {shown(text)} names no host. Correct the URL.")
+        raise DatasetError(f"data_yaml: {shown(text)} has no host name. Correct the URL.")
     return url
 
 

@@ -1,4 +1,4 @@
-"""Read an untrusted tar from a stream: sizes of headers, memory of decompressors and the end mark are checked."""
+"""Read an untrusted tar from a stream. Limit the sizes of headers and the memory of xz, and require the end mark."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 CHUNK = 1 << 20
-XZ_MEMORY = 256 << 20  # bytes that a decompressor may allocate; xz -9 needs 65 MiB
+XZ_MEMORY = 256 << 20  # bytes that the decompressor of xz may allocate; xz -9 needs 65 MiB
 TAR_HEADER = 1 << 16  # bytes of a long name or a PAX header, which tarfile reads into memory
 _TAR_EXTENSIONS = (
     tarfile.XHDTYPE,
@@ -34,15 +34,15 @@ class StrictTarInfo(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
-            raise EOFError(f"no end mark: {error}") from error
+            raise EOFError(f"a header is invalid, or the end mark is missing: {error}") from error
         if found.type in _TAR_EXTENSIONS and found.size > TAR_HEADER:
-            raise ValueError(f"a header of {found.size:,} bytes")
+            raise ValueError(f"a header has {found.size:,} bytes, more than the maximum of {TAR_HEADER:,}")
         return found
 
 
 @dataclass
 class Counted:
-    """A stream that reports the total of the bytes read from it."""
+    """A stream that calls `on_total` after each read, with the total number of bytes so far."""
 
     source: Reader
     on_total: Callable[[int], None]

@@ -45,7 +45,7 @@ class WebSource:
         """Put the YAML `file` of `url` into the staging folder as data.yaml, and fetch its images and labels."""
         data = read_data_yaml(load_yaml(file, Report()), Report())
         if not data.splits:
-            raise DatasetError(f"data_yaml: the YAML at {shown_url(url)} has no train: and val:.")
+            raise DatasetError(f"data_yaml: the YAML at {shown_url(url)} has neither train: nor val:.")
         with on_this_disk(transfer.staging):
             link_tree([("data.yaml", file)], transfer.staging)
         base = _inside(data.path or "", "path")
