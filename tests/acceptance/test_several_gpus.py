@@ -33,7 +33,7 @@ def test_each_run_has_its_own_gpu(home, data):
 
 
 @pytest.mark.long
-def test_run_on_two_gpus_waits_for_both(home, data):
+def test_run_on_two_gpus_stays_queued_until_both_are_free(home, data):
     with running(home, {"seconds_per_epoch": 0.4}, PRETENDED_GPUS=2, **PRINTS_GPUS) as service:
         small = service.enqueue(data, epochs=500)
         service.wait_until(small, lambda row: row["progress_epoch"] >= 1)

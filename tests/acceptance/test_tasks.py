@@ -57,7 +57,7 @@ def test_model_of_each_task_is_trained_fine_tuned_and_exported(tmp_path, task):
 
 
 def test_dice_dataset_is_trained_on(tmp_path):
-    """The annotations file has nested annotations, a background class, category IDs unlike YOLO, and a split by ID."""
+    """The file has nested annotations, a background class, other category IDs than YOLO, and a split by ID."""
     for name, content in dice().files.items():
         path = tmp_path / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -107,7 +107,7 @@ class Cloud:
         self._app.post("/rpc/cancel_training_run", json={"run_id": run_id}).raise_for_status()
 
     def edit(self, run_id: str, *, if_status: str | None = None, **columns) -> None:
-        """Change columns of the row. With `if_status`, do nothing if the row has another status."""
+        """Change columns of the row. If `if_status` is given, a row with another status is not changed."""
         where = {"id": f"eq.{run_id}"} | ({"status": f"eq.{if_status}"} if if_status else {})
         self._changed("PATCH", where, columns)
 

@@ -20,7 +20,8 @@ HOSTS = {"power cut": "power cuts", "full disk": "full disks", "read only disk":
 OUTAGES = ("outage", "wrong queue answers", "lost answers", "bad storage", "wrong storage answers", "bad connection")
 REST = {
     "suspend service": "suspended services", "suspend training": "stuck trainings", "deploy": "deploys",
-    "cancel": "cancels", "finish": "early ends", "delete row": "deleted rows", "edit and requeue": "ended runs edited and requeued",
+    "cancel": "cancels", "finish": "early ends", "delete row": "deleted rows",
+    "edit and requeue": "ended runs edited and requeued",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ LEASE = 3.0
 
 
 class Host(Service):
-    """A host whose worker connects to `url`, such as a proxy. With `behavior=None` it trains with Ultralytics."""
+    """A host whose worker connects to `url`, such as a proxy. If `behavior` is None, it trains with Ultralytics."""
 
     def __init__(self, cloud, home: Path, behavior=None, url=None, **settings) -> None:
         settings = {
@@ -90,7 +90,7 @@ class Host(Service):
     def wait_idle(self, seconds=20.0, spares=0, torn=False) -> None:
         """I10: wait until no journal is left, and at most `spares` prestarted training processes are running.
 
-        With `torn`, journals that a crash of the host made unreadable can remain.
+        If `torn` is true, journals that a crash of the host made unreadable can remain.
         """
 
         def is_idle() -> bool:

@@ -6,9 +6,9 @@ PHASES = ["downloading", "starting", "training", "finalizing", "uploading", "end
 
 
 def hold_in_phase(cloud, phase):
-    """Add the faults that keep attempt 1 in a phase.
+    """Add the faults of the servers that keep attempt 1 in a phase.
 
-    Return the behavior for the host of the run, and a function that waits for the phase.
+    Return the behavior of the fake training that also does this, and a function that waits for the phase.
     """
     if phase == "downloading":
         cloud.storage.fault("delay", on="GET /object/", times=1000, seconds=3)

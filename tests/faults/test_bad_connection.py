@@ -189,7 +189,7 @@ def test_training_continues_while_key_is_revoked(cloud, host):
 
 
 def test_disconnected_host_stops_training_after_takeover(cloud, host, wire):
-    """F26 F4 (I1 I5): host b takes over the run of host a, which is disconnected. Connected again, a stops its training."""
+    """F26 F4 (I1 I5): host b takes over the run of the disconnected host a. Then a reconnects and ends its training."""
     a = host("a", SLOW, url=wire.url)
     run_id = cloud.enqueue(epochs=40)
     cloud.wait_epoch(run_id, 3)

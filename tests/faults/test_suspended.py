@@ -146,7 +146,7 @@ def test_training_without_progress_is_killed_and_retried(cloud, host, how):
 
 @pytest.mark.parametrize("where", long_except([1, "finalizing"], 1))
 def test_training_that_is_always_stuck_fails_with_reason(cloud, host, where):
-    """F5 (I6 I7): the training is stuck in an epoch or the last validation. The row has the last reason."""
+    """F5 (I6 I7): the training is stuck in an epoch or the last validation. The error in the row names the reason."""
     host("a", QUICK | {"hang": True, "at_epoch": where}, STALL_SECONDS=0.5)
 
     row = cloud.wait(cloud.enqueue(epochs=4, max_attempts=2), "failed")

@@ -98,7 +98,7 @@ def test_runs_wait_while_the_only_host_is_unhealthy(cloud, disk, host):
     assert claims(cloud, "unhealthy") == 1
     (tried,) = [row for row in cloud.rows() if row["attempt"]]
     assert (tried["failures"], tried["host_failures"]) == (1, {"unhealthy": 1})
-    assert "RUNS_DIR" in tried["error_message"], "the row must say why the run waits"
+    assert "RUNS_DIR" in tried["error_message"], "the error in the row must say why the run is still queued"
     runs_dir.restore()
     wait_completed(cloud, runs)
 
