@@ -113,7 +113,7 @@ def _writable(name: str, folder: Path) -> Check:
         return Check(name=name, state="fault", message=disk_problem(name, folder, error))
     if free < LEAST_FREE:
         message = (
-            f"{folder}: only {free / GIB:.1f} GiB free; free some space, or set {name} to a folder on another disk"
+            f"{folder} has only {free / GIB:.1f} GiB free; free some space, or set {name} to a folder on another disk"
         )
         return Check(name=name, state="fault", message=message)
     return Check(name=name, state="ok", message=f"{folder}, {free / GIB:.0f} GiB free")

@@ -39,8 +39,8 @@ MOST_LOADERS = 8  # default of Ultralytics
 def loaders_per_slot(slots: int) -> int | None:
     """Return the number of loader processes per training on a host with `slots` slots.
 
-    Return None if the number is the default of Ultralytics. Ultralytics divides the processors by the visible GPUs of a
-    training, which is one GPU. Ultralytics also counts processors that a container cannot use.
+    Return None if the number is the default of Ultralytics. Ultralytics divides the processors by the GPUs of one
+    training, not by the slots, and also counts processors that a container cannot use.
     """
     usable = len(os.sched_getaffinity(0))
     share = max(1, min(MOST_LOADERS, usable // slots))
@@ -61,7 +61,7 @@ def gpus() -> tuple[Gpu, ...]:
 def visible_gpus(mask: str | None) -> tuple[Gpu, ...]:
     """Return the visible GPUs. `mask` is a value of CUDA_VISIBLE_DEVICES; None means all GPUs.
 
-    As in CUDA, the first entry that is not an index of this host and all later entries are ignored.
+    As in CUDA, the first entry that is not a GPU index of this host and all later entries are ignored.
     Names of GPUs (GPU-…) are not supported.
     """
     if mask is None:
@@ -95,8 +95,8 @@ print(f"CUDA error {error}" if error else count.value)
 class GpuCheck:
     """Checks that all GPUs still respond. Thread-safe.
 
-    Compares the number of GPUs in CUDA with the highest earlier number. NVML is not used for the comparison, because it
-    can report more GPUs than a process can use (MIG).
+    Compares the number of GPUs that CUDA reports with the highest earlier number. NVML is not used for the comparison,
+    because NVML can report more GPUs than a process can use (MIG).
     """
 
     def __init__(self, environment: Mapping[str, str], *, ask: str | None = None, seconds: float = 60.0) -> None:

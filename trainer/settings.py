@@ -98,8 +98,8 @@ class Settings(BaseSettings):
             if missing:
                 names = " and ".join(name.upper() for name in missing)
                 them = "it" if len(missing) == 1 else "them"
-                raise ValueError(f"BACKEND={self.backend} needs {names}; set {them}, or BACKEND=local")
-        # otherwise a single slow answer could lose the lease
+                raise ValueError(f"BACKEND={self.backend} needs {names}; set {them}, or set BACKEND=local")
+        # otherwise the lease could expire after a single slow answer
         if self.lease_seconds < 3 * self.cancel_check_interval:
             raise ValueError(
                 f"LEASE_SECONDS={self.lease_seconds:g} must be at least three times "

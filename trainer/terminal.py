@@ -31,8 +31,8 @@ COLORS: Mapping[str, str] = {
 LEVELS = {"error": "red", "warning": "yellow", "note": "dim"}
 STATES = {"ok": "green", "warning": "yellow", "fault": "red"}
 REFRESH_SECONDS = 0.5
-UNBOUNDED = 10_000  # width of the console in characters; longer than every row
-GONE_AFTER = timedelta(minutes=10)  # a worker reports every POLL_INTERVAL
+UNBOUNDED = 10_000  # width of the console in characters; wider than every row
+GONE_AFTER = timedelta(minutes=10)  # a worker with an older report is not running; a worker reports every POLL_INTERVAL
 
 
 def _console() -> Console:
@@ -61,7 +61,7 @@ def show_list(rows: Sequence[RunRow]) -> None:
             _text(row.id), _text(row.run_name), _status(row), _text(epoch), _number(results.get("mAP")),
             _text(row.worker_id or ""), _text(str(row.created_at)[:19]),
         )  # fmt: skip
-    _console().print(table if rows else "No runs; `enqueue --data …` inserts one.")
+    _console().print(table if rows else "There are no runs; `enqueue --data …` inserts one.")
 
 
 def is_long_ago(seen: Json) -> bool:

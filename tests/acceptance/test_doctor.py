@@ -49,7 +49,7 @@ def test_misspelled_settings_are_warnings(a_host, tmp_path, monkeypatch):
 def test_missing_key_is_a_fault(a_host):
     a_host.set(BACKEND="supabase", SUPABASE_URL="https://abc.supabase.co")
 
-    assert "SUPABASE_SERVICE_ROLE_KEY; set it, or BACKEND=local" in a_host.fault().message
+    assert "SUPABASE_SERVICE_ROLE_KEY; set it, or set BACKEND=local" in a_host.fault().message
 
 
 def test_torch_import_error_is_a_fault(a_host):

@@ -84,7 +84,7 @@ def test_unknown_setting_and_missing_worker_are_warnings(service):
 
     assert done.stderr.splitlines() == [
         "warning: unknown setting lerning_rate was ignored; did you mean lr0?",
-        "warning: no worker is running: the run waits in the queue. Start the service on a host.",
+        "warning: no worker is running: the run stays queued until you start the service on a host.",
     ]
     queue = SqliteQueue(service.home / "queue.db")
     queue.report(Worker(id="w"), None)

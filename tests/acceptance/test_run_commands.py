@@ -63,7 +63,7 @@ def test_list_contains_only_selected_runs(service, enqueue):
     assert listed("--status", "running") == listed("--worker", "w") == [both]
     assert listed("--status", "running", "--status", "queued") == [none, one, both]
     assert listed("--group", "a", "--status", "queued") == [one]
-    assert service.run("status", "--group", "b").stdout == "No runs; `enqueue --data …` inserts one.\n"
+    assert service.run("status", "--group", "b").stdout == "There are no runs; `enqueue --data …` inserts one.\n"
 
 
 def test_status_refuses_id_together_with_selection(service, enqueue):

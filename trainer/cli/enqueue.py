@@ -39,11 +39,11 @@ def enqueue(
     ] = None,
     own_id: Annotated[
         str | None,
-        typer.Option("--id", metavar="UUID", help="The ID of the run, so that the command can be repeated."),
+        typer.Option("--id", metavar="UUID", help="The ID of the run. Repeating the command inserts no second run."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Insert a run into the queue and print its ID. Exit with code 2 if a value is wrong or no worker can train it."""
+    """Insert a run into the queue and print its ID. Exit with code 2 for a wrong value or a run that no worker can train."""
     from trainer.wiring.datasets import check_request
 
     options = {"data": data, "model": model, "epochs": epochs, "name": name}
@@ -71,7 +71,7 @@ def enqueue(
         except BadRequest as error:
             fail(*error.problems, code=2)
         typer.echo(json.dumps({"id": run_id}) if as_json else run_id)
-        with suppress(TrainerError):  # a key that can insert a run possibly cannot read the workers
+        with suppress(TrainerError):  # some keys can insert runs, but cannot read the table of workers
             _warn_if_none_claims(table.workers())
 
 
@@ -124,6 +124,6 @@ def _warn_if_none_claims(workers: Sequence[WorkerRow]) -> None:
 
     alive = [worker for worker in workers if not is_long_ago(worker.last_seen)]
     if not alive:
-        warn("no worker is running: the run waits in the queue. Start the service on a host.")
+        warn("no worker is running: the run stays queued until you start the service on a host.")
     elif all(worker.status_message for worker in alive):
         warn(f"no worker claims runs now. Worker {alive[0].worker_id}: {alive[0].status_message}")

@@ -85,4 +85,6 @@ def demo(
     try:
         raise typer.Exit(run_demo(folder.absolute(), epochs))
     except OSError as error:
-        fail(f"{folder}: the demo cannot write its files there ({error.strerror}). Choose a folder with --folder.")
+        fail(
+            f"{folder}: the demo cannot write its files there ({error.strerror}). Choose another folder with --folder."
+        )

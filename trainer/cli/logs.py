@@ -33,11 +33,13 @@ def logs(
             text = "".join(path.read_text(errors="replace") for path in run_logs(settings, run_id))
             typer.echo(json.dumps({"id": run_id, "log": text}))
         elif not _print_logs(settings, table, run_id, follow=follow):
-            fail(f"{run_id}: no log on this host; the log of a finished run is among its artifacts (run.log).")
+            fail(
+                f"{run_id}: this host has no log of the run; a finished run has its log among the artifacts (run.log)."
+            )
 
 
 def _print_logs(settings: Settings, table: RunTable, run_id: str, *, follow: bool) -> bool:
-    """Print the logs of the run. With `follow`, print until the run ends. Return whether this host has a log."""
+    """Print the logs of the run. If `follow` is set, print until the run ends. Return whether this host has a log."""
     from trainer.wiring.host import run_logs
 
     offsets: dict[Path, int] = {}

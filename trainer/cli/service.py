@@ -39,9 +39,7 @@ def serve(
         with signals_set(shutdown), build_service(settings, shutdown) as daemon:
             if not daemon.run(shutdown):
                 log.warning("drain timed out, unfinished runs resume from their last checkpoint")
-    except (
-        TrainerError
-    ) as error:  # the cause can be a wrong setting, a read-only folder, or a full disk with the queue file
+    except TrainerError as error:  # for example a wrong setting, a read-only folder, or a full disk
         fail(*str(error).splitlines(), code=2 if isinstance(error, Misconfigured) else 1)
 
 

@@ -1,7 +1,7 @@
 """The object keys of a run in the artifacts bucket.
 
-    training_runs/<run id>/<attempt>/…                                      the artifacts of an attempt
-    training_runs/<run id>/<attempt>/checkpoints/epoch-00007-<sha256>.pt    the uploaded checkpoints of an attempt
+    training_runs/<run id>/<attempt>/…                                          the artifacts of an attempt
+    training_runs/<run id>/<attempt>/checkpoints/epoch-00007-<sha256[:8]>.pt    the uploaded checkpoints of an attempt
 
 Each attempt has its own prefix, so a worker that lost its lease cannot change the files of a later attempt.
 """
@@ -23,7 +23,7 @@ def attempt_prefix(run_id: str, attempt: int) -> str:
 
 
 def checkpoint_key(run_id: str, attempt: int, epoch: int, sha256: str) -> str:
-    """Return the key of a checkpoint, with the start of its SHA-256, so that different files have different keys."""
+    """Return the key of a checkpoint, with 8 digits of its SHA-256, so that different files have different keys."""
     return f"{attempt_prefix(run_id, attempt)}/{CHECKPOINTS}/epoch-{epoch:05d}-{sha256[:8]}.pt"
 
 

@@ -6,9 +6,9 @@
     │   ├── DatasetError      the dataset is not valid
     │   └── ObjectMissing     a stored object does not exist
     ├── RunFailed         the training failed: the run fails with a diagnosis and is never retried
-    ├── MachineFailed     the host failed the run: the run is requeued while attempts remain
+    ├── MachineFailed     the attempt failed because of the host: the run is requeued while attempts remain
     │   ├── HostFailed        the next run would fail, too: counts as a host failure of the worker
-    │   └── HostUnfit         the host does not meet the requirements of the run: one lost attempt for each worker
+    │   └── HostUnfit         the host does not meet the requirements of the run, but can execute other runs
     ├── Unavailable       a remote service does not answer: the caller retries later
     └── Misconfigured     a setting, a file or the access to a service is wrong: the operator has to fix it
 
@@ -56,7 +56,7 @@ class RunFailed(TrainerError):
 
 
 class MachineFailed(TrainerError):
-    """The host failed the run (killed process, no memory, missing file). Another attempt may succeed."""
+    """The attempt failed because of the host (killed process, no memory, missing file). Another attempt may succeed."""
 
 
 class HostFailed(MachineFailed):
@@ -76,7 +76,7 @@ class HostUnfit(MachineFailed):
 def disk_failed(error: OSError, message: str) -> MachineFailed:
     """Return the error for a failed disk operation: `HostFailed` for a broken disk, else `MachineFailed`.
 
-    This run may have filled the disk. The self-test shows whether the next run still has enough space.
+    A full disk does not count as broken, because this run may have filled it. The self-test checks the free space.
     """
     return (HostFailed if error.errno in BROKEN_DISK else MachineFailed)(message)
 

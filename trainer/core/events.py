@@ -78,7 +78,7 @@ class BatchProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochFinished:
-    """An epoch has finished: losses, validation metrics and learning rates, with the names of Ultralytics."""
+    """An epoch has finished: losses, validation metrics and learning rates, with the metric names of Ultralytics."""
 
     epoch: int
     total_epochs: int

@@ -60,7 +60,7 @@ def _finite(text: str) -> float:
         raise ValueError(f"{text[:20]} is not a number that can be stored; it has more than {LONGEST_NUMBER} digits")
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:20]} is not a number that can be stored; leave the setting out for its default")
+        raise ValueError(f"{text[:20]} is not a number that can be stored; remove the setting to use its default")
     return number
 
 

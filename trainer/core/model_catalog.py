@@ -1,7 +1,7 @@
 """The catalog of models: every family and size that the pinned Ultralytics can train, and their usual spellings.
 
-A *stem* is a model without its task ("yolo11n"); a *name* is a published file without
-its extension ("yolo11n-seg"). `tests/unit/core/test_model_catalog.py` compares the tables with the installed package.
+A *stem* is a model without its task ("yolo11n"). A *name* is a published file without its extension ("yolo11n-seg").
+`tests/unit/core/test_model_catalog.py` compares the tables with the installed package.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _squeezed(name: str) -> str:
 
 
 def _spelled(stem: str) -> Iterator[str]:
-    """Yield the stem and its usual misspellings: with or without "v", size as a word, v3 and v5 without their "u"."""
+    """Yield the stem and its usual misspellings: with or without "v", size as a word, v3 and v5 with or without "u"."""
     plain = [stem]
     if re.match(r"yolov[35]", stem) and stem.endswith("u"):
         plain.append(stem.removesuffix("u"))

@@ -57,7 +57,7 @@ class TrainPlan:
         return replace(self, sources=tuple(map(shown_url, self.sources)))
 
     def recorded(self) -> JsonObject:
-        """Return the plan for `results.plan`, with a number and a digest in place of the assigned images of a split."""
+        """Return the plan for `results.plan`. A number and a digest replace the assigned images."""
         plan = self.without_secrets().as_json()
         if self.split and self.split.assigned:
             names = json.dumps(dict(self.split.assigned), sort_keys=True).encode()

@@ -64,7 +64,7 @@ class Queue(Protocol):
         """
 
     def report(self, worker: Worker, problem: str | None) -> None:
-        """Report that the worker is alive. With `problem`, the worker is shown as unhealthy until its next claim."""
+        """Report that the worker is alive. A `problem` shows the worker as unhealthy until its next claim."""
 
 
 class RunTable(Protocol):
@@ -77,8 +77,8 @@ class RunTable(Protocol):
     def enqueue(self, request: RunRequest, id: str | None = None) -> str:  # noqa: A002 the column's name
         """Insert a queued run and return its ID.
 
-        With `id` (a UUID) the call is idempotent: a second call with the same request and ID inserts no run. Raises
-        `Conflict` if the ID belongs to another request.
+        If `id` (a UUID) is given, the call is idempotent: a second call with the same request and ID inserts no run.
+        Raises `Conflict` if the ID belongs to another request.
         """
 
     def get(self, run_id: str) -> RunRow | None:
@@ -98,7 +98,7 @@ class RunTable(Protocol):
         """
 
     def cancel(self, run_id: str) -> RunRow | None:
-        """Cancel a queued run immediately, or request that a running run is canceled, as the web app does."""
+        """Cancel a queued run immediately. For a running run, store a cancel request for its worker."""
 
     def request_finish(self, run_id: str) -> RunRow | None:
         """Request that a running run stops after the current epoch and completes."""
@@ -178,7 +178,7 @@ class ObjectStore(Protocol):
         expected: ObjectInfo | None = None,
         on_bytes: OnBytes | None = None,
     ) -> ObjectInfo:
-        """Download the object. `path` appears only if complete and equal to `expected`. Resumes a failed download."""
+        """Download the object to `path` if it is complete and matches `expected`. Resumes a failed download."""
 
     def upload(
         self,
@@ -271,8 +271,8 @@ class Delivery(StrEnum):
 class AttemptEnd:
     """The end of an attempt: its outcome and the result of the delivery.
 
-    `outcome` is None if the lease was lost before the outcome. `status` is the new status of the row if the outcome was
-    accepted, else None. After a `Retry`, the status can be `queued` or `failed`.
+    `outcome` is None if the lease was lost before the attempt ended. `status` is the new status of the row if the
+    outcome was accepted, else None. After a `Retry`, the status can be `queued` or `failed`.
     """
 
     outcome: Outcome | None

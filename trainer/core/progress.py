@@ -93,7 +93,7 @@ class Progress:
 
 
 def clock(seconds: float | None) -> str | None:
-    """Return the time as `HH:MM:SS`, the format of the web app. The hours can be more than 99."""
+    """Return a number of seconds as `HH:MM:SS`, the format of the web app. The hours can be more than 99."""
     if seconds is None:
         return None
     minutes, rest = divmod(round(seconds), 60)

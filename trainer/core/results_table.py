@@ -1,4 +1,4 @@
-"""The metrics of each epoch in Ultralytics' results.csv, also of epochs that were not reported before a crash."""
+"""Reads the metrics of each epoch from Ultralytics' results.csv. It also has epochs that a crash left unreported."""
 
 from __future__ import annotations
 
@@ -39,6 +39,6 @@ def rows(results: str) -> Iterator[tuple[int, float, dict[str, str]]]:
 
 
 def numbers(values: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return the finite values, rounded to six digits as in results.csv."""
+    """Return the finite values, rounded to six significant digits as in results.csv."""
     floats = {key: float(f"{float(value):.6g}") for key, value in (values or {}).items()}
     return {key: value for key, value in floats.items() if math.isfinite(value)}

@@ -79,7 +79,7 @@ class Setup:
         return cls(
             model=_model_name(plan.model),
             task=dataset.task.value,
-            names=tuple(map(storable, dataset.names)),  # as in a checkpoint (training/wire.py)
+            names=tuple(map(storable, dataset.names)),  # training/wire.py replaces the same characters
             sources=tuple(map(storable, plan.without_secrets().sources)),
             split=hashlib.sha256(split.encode("utf-8", "surrogatepass")).hexdigest() if split else "",
             fingerprint=dataset.fingerprint,
@@ -185,7 +185,7 @@ def _shown(value: Json) -> str:
 
 
 def _model_name(model: ModelRef) -> str:
-    # the result does not contain the task in the name, because only the task of the dataset matters
+    # the result does not contain the task that the row names, because only the task of the dataset matters
     match model:
         case OfficialModel():
             return model.stem

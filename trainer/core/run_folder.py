@@ -27,7 +27,7 @@ WEIGHTS = "weights"
 BEST = "best.pt"
 LAST = "last.pt"
 
-_SHORTEST_UUID_PART = 12  # digits; an attempt number has fewer digits, so the end of a UUID is not read as one
+_SHORTEST_UUID_PART = 12  # digits in the last part of a UUID; an attempt number has fewer digits
 
 
 @dataclass(frozen=True, order=True)

@@ -100,7 +100,7 @@ class RunOrder(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFilter:
-    """The filter of a list of runs. An empty field selects every run. A run must have all `tags`."""
+    """The filter of a list of runs. An empty field selects every run. Only runs with all `tags` match."""
 
     status: tuple[Status, ...] = ()
     project_id: str | None = None

@@ -97,8 +97,8 @@ class StopSignal:
     def extra_time(self, seconds: float, *, at_most: bool = False) -> Iterator[StopSignal]:
         """Yield a signal that is set `seconds` after this signal, so that the work has time to end.
 
-        LOST sets the new signal immediately. After a shutdown, the seconds count from the shutdown request. With
-        `at_most`, the new signal is set at the latest `seconds` from now.
+        LOST sets the new signal immediately. After a shutdown, the seconds count from the shutdown request. If
+        `at_most` is set, the new signal is set at most `seconds` after this call.
         """
         later = StopSignal()
         over = threading.Event()

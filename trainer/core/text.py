@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-_MOST_READ = 1000  # limit of the processed characters of a value
+_MOST_READ = 1000  # characters of a value that are processed; the others are omitted
 _URL = re.compile(r"[^/\s?#@]{1,40}://")
 
 

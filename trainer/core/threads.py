@@ -1,4 +1,4 @@
-"""Threads that live as long as a block."""
+"""A thread that runs during a `with` block."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ Stdout and stderr are not part of the protocol: libraries print there.
 
 A prestarted process is started before its training order exists, so the order names the GPUs. The process sets
 CUDA_VISIBLE_DEVICES from `order.devices` ("" for the CPU) before anything uses CUDA. torch reads the variable when CUDA
-is initialized, not when torch is imported. End of file on stdin means that the supervisor has ended or has no order.
-The process then exits with code 0.
+is initialized, not when torch is imported. End of file on stdin means that the supervisor has ended, or has no training
+order for the process. The process then exits with code 0.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SANDBOX = "TRAINER_SANDBOX"  # "0": the process does not enter the sandbox
 FAST_LOADER = "TRAINER_FAST_LOADER"  # bytes of decoded images that the process may store on disk
 
 LONGEST_LINE = 8 * 2**20  # bytes; a final report with its curves has a few hundred KiB
-_QUOTED = 200  # characters of an invalid line that an error message repeats
+_QUOTED = 200  # characters of an invalid line in an error message
 
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 _ORDERS = TypeAdapter(TrainingOrder)

@@ -37,7 +37,7 @@ def build_datasets(
     opened: ExitStack,
     extra: tuple[Path, ...] = (),
 ) -> FetchedDatasets:
-    """Return the adapter for the port `Datasets`. A row can name files in the folders of the settings and `extra`."""
+    """Return the adapter for the port `Datasets`. A row can name files in the configured folders and in `extra`."""
     root, roots = settings.datasets_folder, dataset_roots(settings, extra)
     own_hosts = [urlsplit(backend.url).netloc] if backend.url else []
     web = GuardedClient(allowed_hosts=settings.allowed_dataset_hosts, own_hosts=own_hosts)
@@ -102,7 +102,7 @@ def _check_files(settings: Settings, datasets: list[str], model: ModelRef) -> No
         try:
             check()
         except MachineFailed:
-            pass  # a mount is missing, and the run waits for it
+            pass  # a missing mount is not an error of the request: the run is retried
         except BadRequest as refused:
             problems += refused.problems
     if problems:

@@ -14,7 +14,7 @@ from trainer.training.wire import encode_event
 class EventWriter:
     """Writes events in order, in its own thread.
 
-    Durable events stay queued until they are written. A newer event replaces a waiting batch event.
+    Durable events stay queued until they are written. A newer event replaces a batch event that is not written yet.
     """
 
     def __init__(self, fd: int, on_broken: Callable[[], None]) -> None:
@@ -39,7 +39,7 @@ class EventWriter:
             self._changed.notify()
 
     def close(self, seconds: float) -> bool:
-        """Write the queued events, for at most `seconds`. Return whether all of them were written."""
+        """Wait at most `seconds` until the queued events are written. Return whether all of them were written."""
         with self._changed:
             self._closing = True
             self._changed.notify()

@@ -1,8 +1,9 @@
 """The training process: `python -m trainer.training.child.main --events-fd N`. It trains once and exits.
 
 It reads the training order and stop requests from stdin and writes events to descriptor N (see wire.py). A prestarted
-process, which starts without CUDA_VISIBLE_DEVICES, imports the slow packages before its training order arrives. After
-its order has arrived, a process enters a sandbox (sandbox/policy.py), before it opens a file of the dataset or a model.
+process, which starts without CUDA_VISIBLE_DEVICES, imports the slow packages before its training order arrives. When
+its training order has arrived, a process enters the sandbox (sandbox/policy.py). Only then does it open the dataset and
+the model.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def take_stdin() -> BinaryIO:
 
 
 class Commands:
-    """Reads stdin: first the training order, then, after `listen`, stop requests. End of file ends the process."""
+    """Reads commands: first the training order, then, after `listen`, stop requests. End of file ends the process."""
 
     def __init__(self, stdin: BinaryIO, stop: StopSignal) -> None:
         self._stdin = stdin

@@ -11,7 +11,7 @@ _LOOPBACK = ("127.", "::1", "localhost")
 
 
 def refuse_network() -> None:
-    """Raise ConnectionError for every connection to another host, and for every lookup of its name, from now on."""
+    """From now on, raise ConnectionError for each connection to another host and for each lookup of its name."""
     sys.addaudithook(_refuse)
 
 

@@ -1,4 +1,4 @@
-"""The kernel's part of the sandbox: Landlock and seccomp. No code in the process can undo it.
+"""The kernel's part of the sandbox: Landlock and seccomp. No code in the process can undo these restrictions.
 
 Landlock (Linux 5.13) restricts files, signals and abstract sockets; a seccomp filter closes the network. Neither needs
 privileges. Landlock applies to the calling thread and to the threads and processes that it starts afterwards, so start
@@ -66,8 +66,8 @@ class AccessPolicy:
 def confine_files(policy: AccessPolicy, *, tcp: bool) -> None:
     """Restrict the calling thread to the policy. Files that the process writes cannot be executed.
 
-    If `tcp` is False, TCP ports are also closed. Raises `SandboxUnavailable` without any restriction if the kernel has
-    no Landlock, or if a sample would become unusable. The latter happens on some network file systems.
+    If `tcp` is False, TCP ports are also closed. If the kernel has no Landlock, or if a sample would become unusable,
+    raises `SandboxUnavailable` and restricts nothing. Samples become unusable on some network file systems.
     """
     version = _call(_CREATE_RULESET, None, 0, 1)
     everything = _FILE_RIGHTS.get(version, _ALL_FILE_RIGHTS)

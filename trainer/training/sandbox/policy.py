@@ -47,7 +47,7 @@ _MPS = Path("/tmp/nvidia-mps")  # noqa: S108 - the pipes of NVIDIA's multi-proce
 
 
 def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
-    """Enter the sandbox with this thread and everything that it starts later. Return the unavailable protections."""
+    """Put this thread, and all that it starts later, into the sandbox. Return the unavailable protections."""
     order.run_dir.mkdir(parents=True, exist_ok=True)
     uses_tcp = len(order.devices) > 1  # the ranks communicate over TCP
     if order.devices:

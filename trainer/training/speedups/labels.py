@@ -1,7 +1,8 @@
-"""Replaces Ultralytics' scan of labels by the table that the dataset check wrote (datasets/view/label_table.py).
+"""Replaces Ultralytics' scan of labels with the table that the dataset check wrote (datasets/view/label_table.py).
 
-The table has exactly the bits that Ultralytics would read from each image and label file, or marks an image as unknown.
-Before a table is used, Ultralytics scans a sample of its images; after one difference it scans all of them.
+The table has exactly the values that Ultralytics would read from each image and label file, or marks an image as
+unknown. Before a table is used, Ultralytics scans a sample of its images. If one image differs, Ultralytics scans
+all images.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def install() -> None:
 
 
 def _from_table(dataset: Any, path: Path) -> dict[str, Any] | None:
-    """Return the result that a scan would have, or None if there is no valid table."""
+    """Return the result that a scan would have, or None if the table is missing, damaged or wrong."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             table = _Table({name: arrays[name] for name in arrays.files})

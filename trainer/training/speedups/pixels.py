@@ -1,14 +1,14 @@
 """Decodes and resizes each image once instead of once per epoch, and stores its pixels in the run's view.
 
-Ultralytics' `load_image` returns the same bits and sizes from a stored file as from the image, and the training draws the
-same random numbers. Classification loads its images elsewhere and is not affected. If a stored file is missing, the
+Ultralytics' `load_image` returns the same bits and sizes from a stored file as from the image, and the training draws
+the same random numbers. Classification loads its images elsewhere and is not affected. If a stored file is missing, the
 image is decoded again.
 
     view/pixels/RECIPE/images/train/a.jpg.npy     RECIPE: imgsz-channels-fit, or imgsz-channels-stretch for RT-DETR
 
 During the first epoch, additional processes with idle priority store pixels ahead of the training. Files that earlier
 trainings stored for the same images can be linked into the view (datasets/cache/pixels.py). Before they are used, a
-sample is compared with the images; after one difference all stored files are removed.
+sample is compared with the images. If one file differs, all stored files are removed.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _is_stored(dataset: Any, i: int) -> bool:
 
 
 def _check_linked(dataset: Any, load: Any) -> None:
-    """Compare a sample of the files of earlier trainings with the images; remove all stored files after one difference."""
+    """Compare a sample of the linked files with the images. If one file differs, remove all stored files."""
     augment, dataset.augment = dataset.augment, False  # without augmentation, no image is buffered
     try:
         for i, rect_mode in _linked(dataset):
@@ -184,7 +184,7 @@ def _stored_size(path: Path, image: str) -> tuple[int, int] | None:
 
 def _store(path: Path, image: str, pixels: np.ndarray, size: tuple[int, int]) -> None:
     if pixels.dtype != np.uint8 or size[0] * size[1] <= pixels.shape[0] * pixels.shape[1]:
-        return  # the image is not resized: decoding is as fast as reading the stored file
+        return  # the image is not scaled down: decoding is as fast as reading the stored file
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     # if the disk is full, the next epoch is slower, but the training continues
     with contextlib.suppress(OSError):

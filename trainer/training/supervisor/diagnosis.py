@@ -53,7 +53,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     It is a `RunFailed` if another attempt would fail in the same way, otherwise a `MachineFailed`.
     """
     crashed = evidence.crashed
-    if _is_installation(evidence):
+    if _is_broken_installation(evidence):
         return _broken_installation(evidence)
     if crashed and (halved := _HALVED_BATCH.search(crashed.message)):
         evidence = replace(evidence, batch=int(halved[1]))
@@ -80,7 +80,7 @@ def stuck(phase: Phase, epoch: int, seconds: float) -> MachineFailed:
     )
 
 
-def _is_installation(evidence: Evidence) -> bool:
+def _is_broken_installation(evidence: Evidence) -> bool:
     """Return whether the process ended by itself while it started. Then every run on this host would fail."""
     if evidence.phase is not Phase.STARTING:
         return False  # a model or a dataset can be the cause, even if the output names another cause

@@ -42,7 +42,7 @@ _FIXED = {
     "LOGNAME": "trainer",
 }
 
-# every key of the installed version (a test compares them): Ultralytics enables integrations whose key is missing
+# all settings of the installed Ultralytics (a test compares them), which enables integrations whose key is missing
 _SETTINGS = {
     "settings_version": "0.0.8",
     "uuid": "0" * 64,
@@ -62,7 +62,7 @@ _SETTINGS = {
 
 PRIVATE = "child-"  # prefix of private folders in the home of training processes
 PRIVATE_ELSEWHERE = "yolo-trainer-child-"  # prefix in the host's folder for temporary files
-_LONGEST_LOCK = 60.0  # seconds; writing a font list takes less time
+_LONGEST_LOCK = 60.0  # seconds; an older lock is left by a crash, because writing a font list takes less time
 _LONGEST_TMPDIR = 70  # characters: a Unix socket path has at most 107, and torch creates sockets with long names
 
 

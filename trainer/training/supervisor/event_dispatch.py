@@ -13,7 +13,7 @@ MOST_LINES = 2000  # queued lines; further lines are counted and dropped, so tha
 
 
 class EventDispatcher:
-    """A queue with its own thread, which passes the items to the listener.
+    """A queue of events and lines. Its thread passes them to `on_event` and `on_line`, the functions of the listener.
 
     Events keep their order and are delivered before lines. Every durable event is delivered, even to a slow listener. A
     batch event in the queue is replaced by a batch event that directly follows it. After the listener raises an

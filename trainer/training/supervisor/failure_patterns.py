@@ -79,7 +79,7 @@ CAUSES = (
         HostFailed,
         GPU,
     ),
-    Cause(  # the training can cause these errors, so the host is not proven to be at fault
+    Cause(  # a training can also cause these errors, so they do not prove a host failure
         r"CUDA error|unspecified launch failure|\bXid\b|cuDNN error|CUBLAS_STATUS_|CUDNN_STATUS_|\bNVML\b"
         r"|illegal memory access",
         MachineFailed,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 LONGEST = 4000  # maximum number of bytes of a line in the log
-_REDRAW_SECONDS = 1.0  # a progress bar is redrawn ten times a second
+_REDRAW_SECONDS = 1.0  # between two logged versions of a progress bar, which is redrawn ten times a second
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _ENDS = re.compile(rb"\r?\n|\r")

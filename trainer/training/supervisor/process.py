@@ -30,7 +30,7 @@ class ChildTrainer:
 
     `environment` is the environment of the supervisor; a training process gets only the allowed variables. `home`
     contains private folders and caches of training processes. `weights` is the folder of the weights for the AMP check.
-    With `warm_start`, a prestarted process has imported its packages and waits for the next training order: see `warm`.
+    If `warm_start` is set, a prestarted process has imported its packages and waits for a training order: see `warm`.
     `fast_loader_bytes` is the maximum size of the decoded images that a run may store (0: none).
     """
 
@@ -55,7 +55,7 @@ class ChildTrainer:
         ]
 
     def warm(self) -> None:
-        """Prestart a process, unless another process waits, `warm_start` is off, or the trainer is closed."""
+        """Prestart a process, unless one is already prestarted, `warm_start` is off, or the trainer is closed."""
         with self._lock:
             if not self.warm_start or self._closed or (self._prestarted and not self._prestarted.ended.is_set()):
                 return

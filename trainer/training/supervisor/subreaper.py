@@ -10,8 +10,8 @@ It forks a second subreaper, which starts PROGRAM in a new session. Then both su
   with any session, environment or name. A subreaper exits after it has reaped them all.
 - When one subreaper is killed, the other subreaper ends the tree. Processes survive only if both are killed at the same
   time. PROGRAM never survives, because the kernel kills it with the second subreaper. A parent-death signal from
-  the supervisor itself would not work: it is sent when the thread that started the process ends.
-- A subreaper removes FOLDER (the private folder of PROGRAM) and ends like PROGRAM: same exit code or same signal.
+  the supervisor itself would not work: the kernel sends it when the thread that started the process ends.
+- Each subreaper removes FOLDER (the private folder of PROGRAM) and ends with the exit code or the signal of PROGRAM.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class Callbacks:
             _skip_once(trainer.train_loader, self._skip)
 
     def on_train_epoch_start(self, trainer: Any) -> None:
-        trainer._oom_retries = 3  # noqa: SLF001 - otherwise Ultralytics also halves the batch size, in the first epoch
+        trainer._oom_retries = 3  # noqa: SLF001 - otherwise Ultralytics itself halves the batch size
         if self.resumed:
             # train_time_start counts all attempts, so the mean time per epoch must count all epochs
             trainer.start_epoch = 0

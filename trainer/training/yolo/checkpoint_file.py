@@ -5,7 +5,7 @@ A checkpoint is Ultralytics' `last.pt` with additional members in its zip archiv
     …/run/checkpoint.json    the fields of `Progress`
     …/run/results.csv        one row per epoch so far
     …/run/args.yaml          the arguments of the training
-    …/run/best.pt            the best weights so far, stripped; absent if this checkpoint is the best itself
+    …/run/best.pt            the best weights so far, stripped; absent if this checkpoint is itself the best
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def prepare(state: Path, run_dir: Path, progress: Progress, members: Mapping[str
 def commit(prepared: Path, progress: Progress) -> CheckpointSaved:
     """Make a prepared file the newest checkpoint, and remove all but the `KEPT` newest ones.
 
-    The checkpoint appears complete or not at all. Afterwards, the JSON file beside it is written, with `epoch`, `sha256`
+    The checkpoint appears complete or not at all. Then the JSON file beside it is written, with the progress, `sha256`
     and `bytes`.
     """
     path = prepared.with_suffix(".pt")

@@ -32,7 +32,7 @@ from trainer.training.wire import decode_event, encode_order, encode_stop
 PROGRAM = (sys.executable, "-m", "trainer.training.child.ddp_rank")
 
 _TICK = 0.1  # seconds between two checks of the stop signal
-_IMAGES_PER_RANK = 16  # replaces an automatic batch size, which Ultralytics can choose for one GPU only
+_IMAGES_PER_RANK = 16  # replaces an automatic batch size, which Ultralytics can choose only for one GPU
 _CHUNK = 65536  # bytes
 
 
@@ -145,7 +145,7 @@ def shared_order(order: TrainingOrder, batch: float, on_event: Callable[[Event],
     ranks, plan = len(order.devices), order.plan
     whole = max(int(batch) // ranks, 1) * ranks if batch >= 1 else _IMAGES_PER_RANK * ranks
     if whole != batch:
-        message = f"batch = {batch:g} became {whole}: on {ranks} GPUs it must be a multiple of {ranks}."
+        message = f"batch = {batch:g} became {whole}: on {ranks} GPUs, the batch size must be a multiple of {ranks}."
         on_event(Warned(code="batch_changed", message=message))
     if plan.args.get("rect"):
         on_event(Warned(code="no_rect", message="rect = true has no effect on several GPUs."))

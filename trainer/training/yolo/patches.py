@@ -1,8 +1,8 @@
 """Disables features of Ultralytics: installing packages, running code of a dataset, reading git, telemetry.
 
 The environment of the process (supervisor/environment.py) disables most of these features; `isolate` checks this and
-disables the rest, in the version that requirements.txt names. tests/unit/training/test_ultralytics_facts.py fails for
-another version.
+disables the rest. It works with the version of Ultralytics in requirements.txt.
+tests/unit/training/test_ultralytics_facts.py fails for another version.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import ultralytics.utils.checks
 from trainer.training.speedups import labels, pixels
 from trainer.training.wire import FAST_LOADER
 
+# the classes and functions that a label cache may use
 _PLAIN = {
     ("numpy", "dtype"),
     ("numpy", "ndarray"),

@@ -51,7 +51,7 @@ class ProgressMeter:
         self.trained = Pace()  # images of this attempt
 
     def enter(self, phase: Phase) -> None:
-        """Send an event if the phase changes."""
+        """Enter `phase`. Send an event if it is a new phase."""
         if phase is self.phase:
             return
         now = self._clock()

@@ -1,4 +1,4 @@
-"""One training with Ultralytics, from a training order to weights and a report. Only training processes import it."""
+"""One training with Ultralytics, from a training order to weights and a report. Only training processes import this."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Training:
             try:
                 return self._train_once()
             except RuntimeError as error:
-                # the training process restarts all ranks with a smaller batch
+                # the training process restarts all ranks with a smaller batch size
                 if RANK != -1 or not is_out_of_memory(error):
                     raise
                 self._halve_batch(error, halvings)
@@ -132,7 +132,7 @@ class Training:
         return Finished(best=best, last=last, report={"images_per_second": self._meter.images_per_second})
 
     def _load_checkpoint(self) -> None:
-        """Use the checkpoint of the order if it can be loaded: resume from it, or start from its best weights."""
+        """If the checkpoint of the training order can be loaded, resume from it or start from its best weights."""
         order = self._order
         if order.best_of:
             best = checkpoint_file.checkpoints_folder(order.run_dir) / "start.pt"
@@ -239,7 +239,7 @@ class Training:
         self._send(Warned(code="out_of_memory", message=message))
 
     def _finalize(self) -> None:
-        """Finish a training that was interrupted after its last epoch."""
+        """Strip and validate the weights of a training whose last epoch is already trained."""
         self._meter.enter(Phase.FINALIZING)
         self._strip()
         self._metrics = self._validate("val", self._order.run_dir)
@@ -275,5 +275,5 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _described(weights: Path) -> WeightsFile:
-    """Return the file with its size and checksum, which the supervisor compares before publishing. Raises OSError."""
+    """Return the file with its size and checksum, which are compared before the file is published. Raises OSError."""
     return WeightsFile(path=str(weights), sha256=sha256_of(weights), bytes=weights.stat().st_size)

@@ -31,7 +31,7 @@ def for_start(order: TrainingOrder, batch: float) -> dict[str, Any]:
 
 
 def for_resume(order: TrainingOrder, checkpoint: Path, batch: float | None) -> dict[str, Any]:
-    """Return the arguments of a resumed training. All others are in the checkpoint, also `batch` if it is None here."""
+    """Return the arguments of a resumed training. The others are in the checkpoint, including `batch` if it is None."""
     workers = {"workers": order.plan.args["workers"]} if "workers" in order.plan.args else {}
     return {"resume": str(checkpoint), **workers, **({"batch": batch} if batch else {}), **paths_and_device(order)}
 
@@ -54,7 +54,7 @@ def batch_to_resume(order: TrainingOrder, trained: Progress | None) -> float | N
 
 
 def with_changes(trainer: Any, order: TrainingOrder, trained: Progress) -> Any:
-    """Return a subclass of the trainer class. Its resumed training uses the changed settings of the row.
+    """Return a subclass of the class `trainer` that resumes a training with the changed settings of the row.
 
     Ultralytics itself accepts only some settings as arguments of a resumed training, and ignores the epochs.
     """
