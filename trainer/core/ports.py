@@ -208,7 +208,7 @@ class Datasets(Protocol):
         stop: StopSignal,
         on_event: Callable[[Event], None],
     ) -> PreparedDataset:
-        """Fetch, convert and check the dataset; link it into the new folder `view`. Raises DatasetError, Unavailable."""
+        """Fetch, convert, check and link the dataset into the new folder `view`. Raises DatasetError, Unavailable."""
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
         """Download the files for `prepare` into the caches. Raises the errors of `prepare`."""

@@ -120,7 +120,7 @@ def extract_best(checkpoint: Path, path: Path) -> Path:
 
 
 def read_results(checkpoint: Path) -> str:
-    """Return the results.csv in a checkpoint, or "". Raises OSError or zipfile.BadZipFile if the checkpoint cannot be read."""
+    """Return the results.csv in a checkpoint, or "". Raises OSError or zipfile.BadZipFile for a damaged checkpoint."""
     return _read(checkpoint, RESULTS).decode(errors="replace")
 
 

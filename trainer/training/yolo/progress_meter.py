@@ -64,7 +64,7 @@ class ProgressMeter:
         self._deadline = self._clock() + seconds
 
     def epoch_started(self, epoch: int, total_epochs: int, batches: int, skipped: int = 0) -> None:
-        """Start epoch `epoch` (1-based) of `batches` batches; an earlier attempt trained the first `skipped` of them."""
+        """Start an epoch (1-based) of `batches` batches. An earlier attempt trained the first `skipped` batches."""
         self.enter(Phase.TRAINING)
         self.epoch, self._total_epochs = epoch, total_epochs
         self._batches, self._batch, self._val_batch = batches, skipped, 0
