@@ -34,7 +34,9 @@ def main() -> None:
     for name in options.names or NAMES:
         for figure in importlib.import_module(f"benchmarks.{name}").figures(tiny=options.tiny):
             print(figure.line(), flush=True)
-    print(f"\nload at the end: {os.getloadavg()[0]:.1f} (above {os.cpu_count()}, other processes also used the cores)")
+    print(
+        f"\nload at the end: {os.getloadavg()[0]:.1f} (if above {os.cpu_count()}, other processes also used the cores)"
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from statistics import median
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One line of the table. `measured` and `peer` are texts with units. `why` explains a missed target."""
+    """One line of the table. `measured` and `peer` (the compared program) are texts with units. `why` explains a miss."""
 
     what: str
     target: str

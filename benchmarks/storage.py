@@ -95,7 +95,7 @@ def downloads(store: SupabaseObjectStore, url: str, folder: Path, count: int) ->
                         (folder / kind).mkdir()
                     rate = count / in_threads(threads, kinds[name], objects)
                     rates[name][place] = max(rates[name][place], rate)
-    print("download, files/s by threads " + " ".join(f"{threads:>7}" for threads in THREADS) + "    best")
+    print("files/s downloaded, threads: " + " ".join(f"{threads:>7}" for threads in THREADS) + "    best")
     for name, found in rates.items():
         print(f"{name:>28} " + " ".join(f"{rate:>7.0f}" for rate in found) + f" {max(found):>7.0f}")
     print(
@@ -137,7 +137,7 @@ def large(store: SupabaseObjectStore, url: str, folder: Path, megabytes: int) ->
         measured=f"{up:.0f} MB/s, {up / best:.2f} x the fastest compared program; +{(peak - before) / 1024:.0f} MiB of memory; download {down:.0f} MB/s",
         peer=", ".join(f"{name} {max(rates[name]):.0f} MB/s" for name in peers),
         met=up / best >= 0.9,
-        why="our upload sends 34 requests of 6 MiB, one after the other; the compared programs send one request and cannot resume",
+        why="our upload sends one request per 6 MiB, one after the other; the compared programs send one request and cannot resume",
     )
 
 

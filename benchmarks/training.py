@@ -2,8 +2,8 @@
 
     python -m benchmarks.training
 
-Tiny trainings on the CPU (yolo11n from scratch, 16 images of 64 x 64 pixels, 2 epochs) show the overhead of our
-training process, not the speed of a training.
+The trainings are tiny: yolo11n from scratch on the CPU, 16 images of 64 x 64 pixels, 2 epochs. They show the overhead
+of our training process, not the speed of a training.
 """
 
 from __future__ import annotations

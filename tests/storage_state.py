@@ -54,7 +54,7 @@ class Upload:
     file: Path
     lock: threading.Lock = field(
         default_factory=threading.Lock
-    )  # held during one request, even if the client has disconnected
+    )  # each request holds the lock until its end, even if the client has disconnected
 
 
 @dataclass

@@ -137,7 +137,7 @@ class Stack:
 @contextmanager
 def running_stack() -> Iterator[Stack]:
     """Start all servers, with the migrations applied to the database `app`. Stop the servers on exit."""
-    # not inside the folders of pytest, which the user of PostgreSQL cannot read
+    # the folder is not inside the folders of pytest, because the user of PostgreSQL cannot read those folders
     with tempfile.TemporaryDirectory(prefix="supabase-") as name:
         folder = Path(name)
         folder.chmod(0o711)

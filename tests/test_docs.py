@@ -141,7 +141,7 @@ def test_every_documented_command_is_tested_or_needs_another_host():
     for command in commands(README + (ROOT / "systemd" / "README.md").read_text()):
         program, *arguments = command.rstrip(" &").split()
         if program == "make":
-            continue  # test_make_dry_run_accepts_every_documented_target
+            continue  # checked in test_make_dry_run_accepts_every_documented_target
         if command == ". .venv/bin/activate":
             continue
         assert program in NEEDS_A_HOST or (program, arguments[0]) == ("python", "trainer_service.py"), command
@@ -268,7 +268,7 @@ BANNED = re.compile(
     r")\b",
     re.IGNORECASE,
 )
-RIGHT = {"precise", "precision", "exercise", "exercises", "exercised"}
+NOT_BANNED = {"precise", "precision", "exercise", "exercises", "exercised"}
 
 
 def language_files():
@@ -286,7 +286,7 @@ def test_no_banned_words():
         for name, path in language_files()
         for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
         for match in BANNED.finditer(line)
-        if match[0].lower() not in RIGHT
+        if match[0].lower() not in NOT_BANNED
     ]
 
     assert found == []

@@ -1,4 +1,4 @@
-"""The queues of the contract suite, each with functions that let a test act as the web app.
+"""The queues of the contract tests, each with functions that let a test act as the web app.
 
 To test another adapter, add its name to `ADAPTERS` and make a fixture `<name>_lab` visible in this folder. The fixture
 returns a `QueueLab`. Without the fixture, the tests of the adapter are skipped.

@@ -18,7 +18,7 @@ def test_heartbeat_extends_lease(queue_lab):
     assert row.results is None
 
 
-def test_heartbeat_reports_worker_busy(queue_lab):
+def test_heartbeat_keeps_worker_busy_and_updates_last_seen(queue_lab):
     lease = claimed(queue_lab, "w7")
     assert queue_lab.worker("w7")["status"] == "busy"
     seen = moment(queue_lab.worker("w7")["last_seen"])

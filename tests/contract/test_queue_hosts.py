@@ -165,7 +165,7 @@ def test_claim_makes_worker_healthy(queue_lab):
     assert (queue_lab.worker("w1")["status"], queue_lab.worker("w1")["status_message"]) == ("busy", None)
 
 
-def test_workers_are_listed_last_seen_first(queue_lab):
+def test_workers_are_listed_by_last_seen_newest_first(queue_lab):
     claim(queue_lab, "w1")
     queue_lab.queue.report(Worker(id="w2"), "RUNS_DIR is full.")
     assert [(row.worker_id, row.status_message) for row in queue_lab.queue.workers()][:2] == [

@@ -14,7 +14,7 @@ from trainer.core.job import Canceled, Checkpoint, Failed, Interrupted, Retry, V
 def test_worker_with_lost_lease_changes_nothing(queue_lab, outcome):
     stale = claimed(queue_lab, "w1")
     expire(queue_lab, stale.job.id)
-    held = claim(queue_lab, "w1")  # the same worker id, which is not a fencing token
+    held = claim(queue_lab, "w1")  # both leases have the same worker ID, so only the claim ID distinguishes the leases
     assert (held.job.id, held.job.attempt) == (stale.job.id, 2)
     before, stored = queue_lab.queue.get(stale.job.id), queue_lab.queue.events(stale.job.id)
     assert queue_lab.queue.beat(stale, {"progress": {"epoch": 99}}, [checkpoint(99, "stale")]) is Verdict.LOST
@@ -26,7 +26,7 @@ def test_worker_with_lost_lease_changes_nothing(queue_lab, outcome):
 
 @pytest.mark.parametrize("outcome", TERMINAL)
 @pytest.mark.parametrize("late", OUTCOMES)
-def test_ended_run_is_final(queue_lab, outcome, late):
+def test_late_call_does_not_change_ended_run(queue_lab, outcome, late):
     lease = claimed(queue_lab)
     assert queue_lab.queue.finish(lease, OUTCOMES[outcome], []) is not None
     before = queue_lab.queue.get(lease.job.id)

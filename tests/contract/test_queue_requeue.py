@@ -54,7 +54,7 @@ def test_attempt_numbers_continue_when_app_sets_attempt_to_zero(queue_lab, statu
     assert (again.job.id, again.job.attempt) == (lease.job.id, lease.job.attempt + 1)
 
 
-def test_requeued_failed_run_keeps_checkpoint_and_history(queue_lab):
+def test_requeued_failed_run_keeps_checkpoint_and_last_reported_epoch(queue_lab):
     lease = ended(queue_lab, OUTCOMES["failed"])
     queue_lab.edit(lease.job.id, status="queued", configuration={"batch": 4})
 

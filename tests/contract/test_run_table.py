@@ -107,7 +107,7 @@ def test_all_spellings_of_a_uuid_are_the_same_id(queue_lab):
 
 
 @pytest.mark.parametrize("odd", ["", "7", "no-uuid", "../x", "a\x00b"])
-def test_id_must_be_a_uuid(queue_lab, odd):
+def test_id_that_is_not_a_uuid_is_rejected(queue_lab, odd):
     with pytest.raises(BadRequest, match="must be a UUID"):
         queue_lab.queue.enqueue(REQUEST, id=odd)
 

@@ -102,7 +102,7 @@ def test_private_folder_of_killed_service_is_removed_by_next_service(tmp_path, h
             subreaper.kill()
     assert len(list(home.glob("child-*"))) == 2
 
-    # another service with the same folder
+    # start another service with the same folder
     with supervisor(tmp_path, home, "ignores_every_signal", stall=30) as alive:
         wait_until(lambda: len(list(home.glob("child-*"))) == 3)
         time.sleep(0.3)

@@ -55,7 +55,7 @@ def test_exhausted_gpu_memory_is_diagnosed(program):
         training.train()
 
 
-def test_process_that_never_starts_is_killed_after_time_limit(program):
+def test_process_that_never_gets_ready_is_killed_after_time_limit(program):
     training = program("never_starts", starting=0.3)
     began = time.monotonic()
 

@@ -6,8 +6,8 @@ the checkpoint `resume` of the training order. After a stop request ("canceled",
 a new checkpoint. After a finish request ("finish"), it ends the epoch and sends `finished`.
 
 Use it with `ChildTrainer(program=(sys.executable, ".../trains_quickly.py"))`. The plan contains the number of epochs.
-The other options are a JSON object in `behavior.json` in the root of the dataset, or in the file of the argument
-`--behavior FILE`, which has priority. The program reads them when it gets its training order:
+The other options are a JSON object in `behavior.json` in the root of the dataset. With the argument `--behavior FILE`,
+they are in FILE instead. The program reads them when it gets its training order:
 
     seconds_per_epoch   0.02    spread over the batches
     batches             2       per epoch
