@@ -15,8 +15,8 @@ from trainer.core.stop import StopReason, StopSignal
 def signals_set(shutdown: StopSignal) -> Iterator[None]:
     """Set `shutdown` at SIGTERM, SIGINT or SIGHUP. After the block, ignore SIGHUP and restore the other handlers.
 
-    A second SIGTERM or SIGINT exits immediately. A second SIGHUP has no effect, because the kernel and the shell both
-    send SIGHUP when a terminal closes, and systemd can send SIGHUP right after SIGTERM. If SIGHUP is ignored at the
+    A second SIGTERM or SIGINT exits immediately. A second SIGHUP has no effect: the kernel and the shell both send
+    SIGHUP when a terminal closes. Also, systemd can send SIGHUP right after SIGTERM. If SIGHUP is ignored at the
     start (nohup), the service continues to ignore SIGHUP.
     """
     requests = 0

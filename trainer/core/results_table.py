@@ -1,4 +1,4 @@
-"""Reads the metrics of each epoch from Ultralytics' results.csv. It also has epochs that a crash left unreported."""
+"""Reads the metrics of each epoch from results.csv, including epochs that were not reported before a crash."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ DEFAULTS: Mapping[str, Value | None] = {
 
 # Settings that a resumed training can change (training/yolo/train_arguments.py). Ultralytics accepts new values for the
 # settings of the first line, but takes `channels_last` and `epochs` from the checkpoint. This service also changes both,
-# and computes the learning rate schedule again. The settings of the last line only affect the validation.
+# and recomputes the learning rate schedule. The settings of the last line only affect the validation.
 CHANGEABLE = frozenset(
     {
         *("imgsz", "batch", "close_mosaic", "save_period", "cache", "patience", "time", "freeze", "val", "plots"),
@@ -123,8 +123,8 @@ Decision: TypeAlias = Resume | StartOver
 def are_comparable(before: Setup | None, now: Setup | None) -> bool:
     """Return whether the fitness values of both trainings are comparable.
 
-    If not, only the epochs after the resume can become the best epoch: a fitness of 0.7 on wrong labels is not better
-    than 0.6 on corrected labels. Trainings without a recorded setup count as comparable.
+    If not, only the epochs after the resume can become the best epoch. For example, a fitness of 0.7 on wrong labels is
+    not better than 0.6 on corrected labels. Trainings without a recorded setup count as comparable.
     """
     if before is None or now is None:
         return True

@@ -114,7 +114,7 @@ def _watch_second(lifeline: int, second: int) -> None:
         if ended in readable:
             return
         if not os.read(lifeline, 1):
-            # the second subreaper ends the tree and then itself; the wait is limited, because it can be suspended
+            # the second subreaper ends the tree and exits; the wait is limited, because that subreaper can be suspended
             select.select([ended], [], [], _SECOND_SECONDS)
             return
         kill_each(descendants(os.getpid()), signal.SIGTERM)  # the second subreaper ignores SIGTERM

@@ -1,4 +1,7 @@
-"""One training with Ultralytics, from a training order to weights and a report. Only training processes import this."""
+"""One training with Ultralytics, from a training order to weights and a report.
+
+Only training processes import this module.
+"""
 
 from __future__ import annotations
 
