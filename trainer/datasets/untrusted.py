@@ -35,7 +35,7 @@ def read_file(path: Path | str, largest: int) -> bytes:
         raise_if_disk_is_broken(error, name)
         raise DatasetError(f"{name} cannot be read: {error.strerror}.") from None
     if len(data) > largest:
-        raise DatasetError(f"{name} is larger than {largest >> 20} MiB, the limit for such a file.")
+        raise DatasetError(f"{name} is larger than {largest >> 20} MiB, which is the limit for this file.")
     return data
 
 

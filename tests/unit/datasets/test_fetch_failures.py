@@ -39,7 +39,7 @@ def test_dataset_is_downloaded_again_if_yaml_was_edited_during_download(store, f
 def test_dataset_that_keeps_changing_is_rejected(store, fetch):
     numbers = iter(range(1000))
     store.during = lambda ref: store.put({"images/train/1.jpg": str(next(numbers)).encode()})
-    with pytest.raises(DatasetError, match=r"edited during 3 downloads \(last change: 'images/train/1.jpg'\)"):
+    with pytest.raises(DatasetError, match=r"changed during each of 3 downloads \(last change: 'images/train/1.jpg'\)"):
         fetch("storage:p/s/data.yaml")
 
 

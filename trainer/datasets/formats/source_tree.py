@@ -136,7 +136,7 @@ def _add_file(listing: Listing, name: str, path: str) -> None:
 
 
 def label_files(tree: Tree, folder: str, images: Sequence[str]) -> dict[str, str]:
-    """Return the label files of the images of a folder, by stem, from the same folder or a `labels` folder."""
+    """Return the label files for the images in `folder`, by stem, from this folder or from a `labels` folder."""
     stems = {name.rpartition(".")[0] for name in images}
     for candidate in _label_folders(folder):
         texts = tree.listing(candidate).texts

@@ -146,7 +146,7 @@ class Fetcher:
                 return manifest
             changed, manifest = difference(manifest.objects, again.objects), again
         raise DatasetError(
-            f"The dataset {shown(f'{manifest.bucket}/{manifest.folder}')} was edited during {MAX_SYNCS} downloads "
+            f"The dataset {shown(f'{manifest.bucket}/{manifest.folder}')} changed during each of {MAX_SYNCS} downloads "
             f"(last change: {shown(changed)}). Requeue the run when the upload is finished.",
         )
 

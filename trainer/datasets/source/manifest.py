@@ -84,7 +84,7 @@ def take_manifest(
             f"data_yaml: {shown(found.ref.key)} is larger than {MAX_YAML_BYTES >> 20} MiB, the limit for a YAML. "
             f"The name of an archive must end in {', '.join(ENDINGS)}."
         )
-    # a YAML can have any name, so every other file is read as a YAML
+    # a YAML can have any name, so a file of any other kind is read as a YAML
     needed = None if suffix(name) in ANNOTATION_SUFFIXES else _named_folders(download(found))
     if not folder and needed is None:
         raise DatasetError(
