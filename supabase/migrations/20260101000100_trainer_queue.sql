@@ -67,7 +67,7 @@ declare
     when length(new.data_yaml) > 10000 then 'data_yaml: longer than 10000 characters'
     when length(new.run_group) > 200 then 'run_group: longer than 200 characters'
     when cardinality(new.run_tags) > 50 or exists (select from unnest(new.run_tags) as tag where length(tag) > 100)
-      then 'run_tags: more than 50 tags, or one is longer than 100 characters'
+      then 'run_tags: more than 50 tags, or a tag is longer than 100 characters'
     when length(content) > 1000000 then 'configuration: longer than 1000000 characters; send the settings only'
     when jsonb_path_exists(new.configuration, '$.**{32} ? (@.type() == "object" || @.type() == "array")')
       then 'configuration: nested deeper than 32 levels; send the settings only'

@@ -108,6 +108,6 @@ def test_running_run_is_not_deleted(service, enqueue):
     assert (refused.returncode, refused.stdout) == (1, "")
     assert (
         refused.stderr
-        == f"error: A worker holds the lease of {run_id}: cancel the run and wait until it has ended, then delete it\n"
+        == f"error: A worker holds the lease of run {run_id}: cancel the run, wait until it has ended, then delete it\n"
     )
     assert service.row(run_id)["status"] == "running"

@@ -44,7 +44,7 @@ _LASTING = {
 
 @dataclass(frozen=True)
 class Transaction:
-    """An open transaction. `now` is the queue's time in seconds since 1970, read while the lock was held."""
+    """An open transaction. `now` is the queue's time in seconds since 1970, read at the start of the transaction."""
 
     connection: sqlite3.Connection
     now: float

@@ -64,7 +64,7 @@ class Attempt:
             self._release_slots()
 
     def clean_up(self) -> None:
-        """Remove the dataset view."""
+        """Remove the dataset view, unless `keep_views` is set."""
         self._services.datasets.discard(self._view, keep=self._services.folders.keep_views)
 
     def _train(self) -> Finished:

@@ -36,7 +36,7 @@ from trainer.worker.slots import AcquiredSlots
 
 log = structlog.get_logger()
 
-SERVICE_FAILED = "The service failed on this run; see the worker's log."
+SERVICE_FAILED = "An internal error of the service ended this attempt: see the worker's log."
 RUN_FAILED_IN_SERVICE = "run failed: error in the service"
 
 

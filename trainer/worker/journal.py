@@ -95,7 +95,7 @@ class Journal:
             self._append({"event": asdict(event)})
 
     def pending(self, limit: int = 200) -> list[RunEvent]:
-        """Return the oldest events that the queue has not confirmed."""
+        """Return at most `limit` events that the queue has not confirmed, oldest first."""
         with self._lock:
             return self._pending[:limit]
 

@@ -5,7 +5,7 @@ Each run has one file, in a folder that no training can write to. The lines of t
     {"bucket": …, "key": …, "at": …}   written before an upload starts
     {"deleted": key}                    written after the object was deleted
 
-Only keys in this list are deleted. The key in the row of a run protects a checkpoint from deletion.
+Only objects with a key in this list are deleted. A checkpoint is kept while its run can still resume from it.
 """
 
 from __future__ import annotations
