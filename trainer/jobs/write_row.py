@@ -80,7 +80,9 @@ def checked_run_id(run_id: str | None) -> str:
 
 
 def held_by_worker(run_id: str) -> Conflict:
-    return Conflict(f"A worker holds the lease of run {run_id}: cancel the run, wait until it has ended, then delete it")
+    return Conflict(
+        f"A worker holds the lease of run {run_id}: cancel the run, wait until it has ended, then delete it"
+    )
 
 
 def require_same_request(run_id: str, wanted: Mapping[str, Json], stored: Mapping[str, Json] | None) -> None:
