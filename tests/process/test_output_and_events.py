@@ -33,7 +33,7 @@ def test_output_flood_neither_blocks_training_nor_fills_memory(program):
     assert training.of("finished")
     assert len(training.lines) <= event_dispatch.MOST_LINES + 20  # a few lines contain the number of dropped lines
     assert training.lines[0] == "first line"
-    assert re.fullmatch(r"… \d{5} lines left out: output came too fast …", training.lines[-1])
+    assert re.fullmatch(r"… \d{5} lines were dropped, because the output came too fast …", training.lines[-1])
 
 
 def test_fast_listener_gets_readable_output_to_the_end(program, monkeypatch):

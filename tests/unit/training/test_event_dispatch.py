@@ -70,7 +70,7 @@ def test_lines_above_limit_are_counted_and_dropped():
     received = delivered(*(str(number) for number in range(MOST_LINES + 500)))
 
     assert received[:MOST_LINES] == [str(number) for number in range(MOST_LINES)]
-    assert received[MOST_LINES:] == ["… 500 lines left out: output came too fast …"]
+    assert received[MOST_LINES:] == ["… 500 lines were dropped, because the output came too fast …"]
 
 
 def test_notice_is_at_the_position_of_the_dropped_lines():
@@ -90,7 +90,7 @@ def test_notice_is_at_the_position_of_the_dropped_lines():
     listener.go_on.set()
     dispatcher.close()
 
-    assert listener.received[-2:] == ["… 7 lines left out: output came too fast …", "afterwards"]
+    assert listener.received[-2:] == ["… 7 lines were dropped, because the output came too fast …", "afterwards"]
 
 
 def test_queueing_never_waits_for_listener():

@@ -9,7 +9,7 @@ def test_curves_are_removed_first_from_too_large_report(ultralytics):
     assert report["curves"] is None
     assert report["confusion_matrix"] == [[1]]
     assert report["mAP"] == 0.5
-    assert "curves left out" in report["notes"][0]
+    assert "`curves` was removed" in report["notes"][0]
 
 
 def test_small_report_is_unchanged(ultralytics):

@@ -84,5 +84,5 @@ class EventDispatcher:
 
     def _note_lost_lines(self) -> None:
         if self._lost_lines:
-            self._lines.append(f"… {self._lost_lines} lines left out: output came too fast …")
+            self._lines.append(f"… {self._lost_lines} lines were dropped, because the output came too fast …")
             self._lost_lines = 0

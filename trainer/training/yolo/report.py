@@ -100,7 +100,7 @@ def bounded(report: JsonObject) -> JsonObject:
             break
         if report.get(part):
             report = {**report, part: None}
-            notes.append(f"{part} left out: the report would be larger than {LARGEST // 1024} KiB")
+            notes.append(f"`{part}` was removed, because the report would be larger than {LARGEST // 1024} KiB")
     return {**report, "notes": notes} if notes else report
 
 
