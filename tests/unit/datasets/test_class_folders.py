@@ -56,7 +56,7 @@ def test_missing_splits_are_rejected_unless_split_is_requested(tmp_path):
     assert result.summary["labels"] == {"train": {"a": 8, "b": 8}, "val": {"a": 2, "b": 2}}
 
 
-def test_folders_of_unsafe_class_names_are_safe_and_keep_class_order(tmp_path):
+def test_unsafe_class_names_get_safe_folder_names_in_class_order(tmp_path):
     root = folders(tmp_path / "set", {"train/-rf": 1, "train/a b": 1, "train/ö;": 1, "val/-rf": 1, "val/a b": 1})
     result = prepared(root, tmp_path / "view")
     assert result.names == ("-rf", "a b", "ö;")

@@ -127,7 +127,7 @@ OUTPUTS = {
 
 
 @pytest.mark.parametrize(("code", "output", "sentence"), OUTPUTS.values(), ids=OUTPUTS)
-def test_exit_without_event_is_diagnosed_from_exit_code_and_output(code, output, sentence):
+def test_exit_without_crash_event_is_diagnosed_from_exit_code_and_output(code, output, sentence):
     diagnosis = diagnose(evidence(exit_code=code, output=output))
 
     assert re.search(sentence, str(diagnosis))
