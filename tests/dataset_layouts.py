@@ -169,7 +169,7 @@ def _nested(task: Task, document: dict) -> None:
 
 def export(layout: str, url: Callable[[str], str], task: Task = Task.DETECT) -> tuple[Layout, dict[str, bytes]]:
     """Return an NDJSON export, and the images at the URLs of its records."""
-    splits = {"split on demand": ["train"] * 4}.get(layout, ["train", "train", "val", "val"])
+    splits = {"split on request": ["train"] * 4}.get(layout, ["train", "train", "val", "val"])
     keys = {Task.DETECT: "boxes", Task.SEGMENT: "segments", Task.OBB: "obb", Task.POSE: "pose"}
     names = {"0": "cat", "1": "dog"} if task is Task.CLASSIFY else {"0": "cat"}
     records: list[dict] = [{"task": task.value, "class_names": names}]
@@ -184,7 +184,7 @@ def export(layout: str, url: Callable[[str], str], task: Task = Task.DETECT) -> 
         )
         records.append({"file": f"{number}.jpg", "url": url(picture), "split": split, "annotations": annotations})
     made = "\n".join(map(json.dumps, records)).encode()
-    split = HALF if layout == "split on demand" else None
+    split = HALF if layout == "split on request" else None
     return Layout(files={"set.ndjson": made}, images={"train": 2, "val": 2}, entry="set.ndjson", split=split), pictures
 
 

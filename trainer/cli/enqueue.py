@@ -43,7 +43,7 @@ def enqueue(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Insert a run into the queue and print its ID. Exit with code 2 if no worker can train the run."""
+    """Insert a run into the queue and print its ID. Exit with code 2 if a value is wrong."""
     from trainer.wiring.datasets import check_request
 
     options = {"data": data, "model": model, "epochs": epochs, "name": name}

@@ -157,7 +157,9 @@ class ModelFolder:
         if row is None:
             raise BadRequest(f"base_model = {run_id}: there is no run with this id; use the id of a completed run")
         if row.status != Status.COMPLETED:
-            raise BadRequest(f"base_model = {run_id}: that run is {row.status}; only a completed run has a model")
+            raise BadRequest(
+                f"base_model = {run_id}: the status of that run is {row.status}; only a completed run has a model"
+            )
         for artifact in artifacts_in(row.results):
             if artifact.name == BEST:
                 is_digest = re.fullmatch(r"[0-9a-f]{64}", str(artifact.sha256))

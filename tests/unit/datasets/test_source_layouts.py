@@ -32,10 +32,10 @@ LAYOUTS = {
     "COCO": made.coco,
     "DICE": made.dice,
     "merged": made.split_folders,
-    "split on demand": made.on_demand,
+    "split on request": made.on_demand,
 }
 EVERY = tuple(LAYOUTS)
-EXPORTED = ("`images/{train,val,test}`", "class folders", "merged", "split on demand")
+EXPORTED = ("`images/{train,val,test}`", "class folders", "merged", "split on request")
 SOURCES = {
     "absolute path": EVERY,
     "path inside `DATASET_ROOT`": EVERY,
@@ -44,7 +44,7 @@ SOURCES = {
     "signed URL of our storage": EVERY,
     "http(s) URL of an archive": EVERY,
     "http(s) URL of an NDJSON export": EXPORTED,
-    "http(s) URL of a YAML": ("`.txt` lists", "merged", "split on demand"),
+    "http(s) URL of a YAML": ("`.txt` lists", "merged", "split on request"),
     "folder instead of a YAML": EVERY,
     "annotation file instead of a YAML": ("COCO", "DICE"),
 }
@@ -139,7 +139,7 @@ def layout_of(places: Places, source: str, name: str) -> Layout:
     if source.endswith("NDJSON export"):
         return places.export(name, Task.CLASSIFY if name == "class folders" else Task.DETECT)
     if source.endswith("URL of a YAML"):
-        return {"split on demand": made.listed_on_demand}.get(name, made.lists)()
+        return {"split on request": made.listed_on_demand}.get(name, made.lists)()
     return LAYOUTS[name]()
 
 

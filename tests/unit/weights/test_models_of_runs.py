@@ -76,8 +76,8 @@ def test_changed_model_of_run_is_rejected(folder, store, models, tmp_path):
     ("rows", "reason"),
     [
         ({}, "there is no run with this id"),
-        (completed([], "failed"), "that run is failed; only a completed run has a model"),
-        (completed([], "running"), "that run is running"),
+        (completed([], "failed"), "the status of that run is failed; only a completed run has a model"),
+        (completed([], "running"), "the status of that run is running"),
         (completed([]), "published no best.pt"),
         (completed(None), "published no best.pt"),
         (completed("best.pt"), "published no best.pt"),
