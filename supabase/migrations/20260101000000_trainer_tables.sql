@@ -80,7 +80,7 @@ comment on column public.training_runs.attempt is 'Number of the claim, from 1. 
 comment on column public.training_runs.failures is 'Number of lost attempts since the last progress. The run fails when this number reaches max_attempts.';
 comment on column public.training_runs.host_failures is 'Number of host failures of each worker since the last progress: {worker_id: count}. Only the first host failure of a worker counts in failures.';
 comment on column public.training_runs.claim_id is 'The fencing token: every write of a worker contains it. It is kept after the end of the run, so that repeated calls get the same answer. Never show it to users.';
-comment on column public.training_runs.lease_expires_at is 'End of the lease. If a queued run has a value, its lease has expired, but its worker can still renew the lease.';
+comment on column public.training_runs.lease_expires_at is 'End of the lease. Not null for a queued run: the lease expired, and the previous worker can renew it until another worker claims the run.';
 comment on column public.training_runs.not_before is 'Backoff: the run is not claimed before this time.';
 comment on column public.training_runs.needs_gpus is 'Number of GPUs that the configuration requires, set by a trigger so that a claim reads no JSON. Null: the row is older than the trigger.';
 comment on column public.training_runs.progress_epoch is 'The highest epoch with a checkpoint. A checkpoint of a higher epoch is progress and resets failures and host_failures.';

@@ -35,8 +35,8 @@ class Curves:
         below = self.epochs - self.new_bests
         unfinished = self.resumes - self.resumes_below_best - self.resumes_at_best
         resumes = (
-            f"{self.resumes} (next epoch: {self.resumes_below_best} not a new best, "
-            f"{self.resumes_at_best} a new best, {unfinished} not reached)"
+            f"{self.resumes}; the next epoch was not a new best after {self.resumes_below_best} of them, was a new best "
+            f"after {self.resumes_at_best} and was not reached after {unfinished}"
         )
         return [
             ("epochs in the history", f"{self.epochs}; {below} were not a new best ({_share(below, self.epochs)})"),

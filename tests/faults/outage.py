@@ -88,7 +88,7 @@ class Outage:
 
     def __str__(self) -> str:
         return (
-            f"outage of {self.seconds:g} s: {self.training_through_it} of 2 trainings still running at its end; "
+            f"outage of {self.seconds:g} s: {self.training_through_it} of 2 trainings were running at the end of the outage; "
             f"{self.epochs_during_outage} epochs finished during the outage; longest time between two epochs: "
             f"{self.longest_gap:.2f} s (expected: {self._epoch:g} s); "
             f"both runs completed {self.delivered_after:.1f} s after the outage; lost: {self.lost or 'nothing'}"

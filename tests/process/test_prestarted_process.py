@@ -88,7 +88,7 @@ def test_process_is_prestarted_after_early_failure(program):
     assert training.trainer._prestarted is not None
 
 
-def test_shutdown_prestarts_no_process(program):
+def test_no_process_is_prestarted_after_shutdown(program):
     training = program("never_starts", warm_start=True, grace=0.1)
     threading.Timer(0.2, training.stop.set, [StopReason.SHUTDOWN]).start()
 

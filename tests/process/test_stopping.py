@@ -136,7 +136,7 @@ def test_finish_request_never_kills_training(program):
     assert '"finish"' in training.of("warning")[0].message
 
 
-def test_cancel_after_finish_request_is_obeyed(program):
+def test_cancel_after_finish_request_stops_training(program):
     training = program("trains_quickly", grace=60).behave(seconds_per_epoch=60)
 
     def ask():

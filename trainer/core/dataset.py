@@ -91,7 +91,7 @@ class DatasetOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedDataset:
-    """A private view of a dataset, ready for training. `data` is the folder for classification, otherwise data.yaml."""
+    """A private view of a dataset, ready for training. `data` is data.yaml, or `root` for classification."""
 
     root: Path
     data: Path

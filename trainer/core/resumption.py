@@ -134,8 +134,8 @@ def are_comparable(before: Setup | None, now: Setup | None) -> bool:
 def decide(before: Setup | None, now: Setup, *, epoch: int, complete: bool) -> Decision:
     """Decide how to use a checkpoint. `before` is the recorded setup, `now` the setup of the row.
 
-    `epoch` is the number of finished epochs. `complete` says that only the final evaluation is missing. A checkpoint
-    without a recorded setup is resumed.
+    `epoch` is the number of finished epochs. `complete` says that only the final evaluation is missing. A training
+    always resumes from a checkpoint without a recorded setup.
     """
     if before is None:
         return Resume()

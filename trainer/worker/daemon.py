@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 POLL = 1.0  # seconds between checks for a free slot, and between checks whether the trial run has ended
 LAST_DELIVERY = 1.0  # seconds after the drain time in which the threads of runs with an undelivered outcome end
-ORPHANS_FIRST = 30.0  # maximum seconds for the delivery of outcomes of crashed processes before the first claim
+ORPHAN_WAIT_SECONDS = 30.0  # maximum seconds for the delivery of outcomes of crashed processes before the first claim
 
 
 class Manager(Protocol):
@@ -71,7 +71,7 @@ class Daemon:
             return self._drain(shutdown)
 
     def _deliver_orphans(self, shutdown: StopSignal) -> None:
-        """Deliver the outcomes of crashed processes before the first claim. Wait at most `ORPHANS_FIRST` seconds."""
+        """Deliver the outcomes of crashed processes before the first claim. Wait at most `ORPHAN_WAIT_SECONDS` seconds."""
 
         def deliver() -> None:
             with error_boundary("orphaned outcomes not delivered"):
@@ -81,7 +81,7 @@ class Daemon:
         thread = threading.Thread(target=deliver, name="orphans", daemon=True)
         thread.start()
         self._threads.append(thread)  # a shutdown also waits for this thread
-        thread.join(ORPHANS_FIRST)
+        thread.join(ORPHAN_WAIT_SECONDS)
 
     def _step(self, shutdown: StopSignal) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]

@@ -59,7 +59,7 @@ class CheckpointFinder:
         self._remote = run.job.checkpoint if run.job.checkpoint and run.job.checkpoint.key else None
 
     def best_for(self, setup: Setup) -> FoundCheckpoint | None:
-        """Return the newest checkpoint that can be resumed with `setup`, else the newest checkpoint, else None.
+        """Return the newest checkpoint from which a training with `setup` can resume, else the newest checkpoint, else None.
 
         An older checkpoint with the settings of this training is preferred to a newer checkpoint with other settings.
 
@@ -111,7 +111,7 @@ class CheckpointFinder:
             return None
 
     def _downloaded(self, remote: Checkpoint) -> Path:
-        """Return the downloaded file. Raises `_NotInBucket` if the bucket does not have the uploaded checkpoint."""
+        """Download the checkpoint and return its path. Raises `_NotInBucket` if the bucket does not have the uploaded checkpoint."""
         path = self._run.folder.checkpoint(remote.epoch)
         path.parent.mkdir(parents=True, exist_ok=True)
         assert remote.key is not None

@@ -118,7 +118,7 @@ def test_training_of_other_model_or_dataset_starts_from_scratch(changed, change)
     assert decide(NOW, setup(**both), epoch=40, complete=True) == StartOver(from_best=False, changes=(change,))
 
 
-def test_checkpoint_without_setup_is_resumed():
+def test_training_resumes_from_checkpoint_without_setup():
     assert decide(None, NOW, epoch=40, complete=False) == Resume()
 
 

@@ -40,7 +40,7 @@ def test_user_password_query_and_fragment_are_removed_from_url(text, public):
         ([[[[[0]]]]], "a list"),
     ],
 )
-def test_value_is_shown_in_one_line(value, text):
+def test_value_is_shown_on_one_line(value, text):
     assert shown(value) == text
 
 

@@ -95,7 +95,7 @@ def test_claim_loop_continues_after_5000_failed_claims(worker, queue, monkeypatc
 
 
 def test_rejected_outcome_does_not_delay_other_runs(worker, queue, monkeypatch):
-    monkeypatch.setattr(daemon_module, "ORPHANS_FIRST", 0.05)
+    monkeypatch.setattr(daemon_module, "ORPHAN_WAIT_SECONDS", 0.05)
     refused, run_id = worker.enqueue(), worker.enqueue()
     journal = Journal.create(worker.folders.journals, worker.claim())
     journal.end(Completed(results={}, trained_model_url=None))

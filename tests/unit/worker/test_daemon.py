@@ -227,7 +227,7 @@ def test_daemon_leaves_no_thread(worker, queue):
 
 def test_shutdown_waits_for_recovery(worker, queue, monkeypatch):
     """The recovery needs the queue and the store, which are closed when the daemon returns."""
-    monkeypatch.setattr(daemon_module, "ORPHANS_FIRST", 0.1)
+    monkeypatch.setattr(daemon_module, "ORPHAN_WAIT_SECONDS", 0.1)
     run_id = worker.enqueue()
     Journal.create(worker.folders.journals, worker.claim()).close()
 

@@ -23,7 +23,7 @@ def host(tmp_path, monkeypatch):
     return Host(tmp_path)
 
 
-def test_newest_checkpoint_of_all_attempts_is_resumed(host):
+def test_training_resumes_from_newest_checkpoint_of_all_attempts(host):
     host.keep(host.first, 4)
     newest = host.keep(host.second, 7)
     host.upload(6)
@@ -86,7 +86,7 @@ def test_newest_checkpoint_is_used_to_start_over(host):
     assert host.codes == []
 
 
-def test_checkpoint_without_metadata_is_resumed(host):
+def test_training_resumes_from_checkpoint_without_metadata(host):
     host.keep(host.first, 5, None)
     assert (host.found().decision, host.found().setup) == (Resume(), None)
 
@@ -143,7 +143,7 @@ def test_checkpoint_is_downloaded_after_one_404_or_login_page(host, answer):
     assert host.codes == []
 
 
-def test_later_of_two_checkpoints_with_equal_epochs_is_resumed(host):
+def test_training_resumes_from_later_of_two_checkpoints_with_equal_epochs(host):
     """The later checkpoint can include part of the next epoch."""
     earlier, later = host.keep(host.second, 5), host.keep(host.first, 5)
     for path, at in ((earlier, 100), (later, 200)):

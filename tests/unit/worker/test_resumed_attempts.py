@@ -118,7 +118,7 @@ def test_unreadable_finished_marker_is_ignored(worker, content):
     assert len(worker.trainer.orders) == 1
 
 
-def test_previous_checkpoint_is_resumed_if_newest_is_damaged(worker):
+def test_training_resumes_from_previous_checkpoint_if_newest_is_damaged(worker):
     run_id = worker.enqueue()
     first = worker.folders.folder(worker.claim().job).path
     save_checkpoint(first, 1)
