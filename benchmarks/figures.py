@@ -8,7 +8,10 @@ from statistics import median
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One line of the table. `measured` and `peer` (the compared program) are texts with units. `why` explains a miss."""
+    """One line of the table. `measured` and `peer` (the compared program) are texts with units.
+
+    `why` explains a missed target.
+    """
 
     what: str
     target: str

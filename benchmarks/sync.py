@@ -4,8 +4,8 @@
 compared programs are a plain httpx loop and, if installed, aria2 and rclone. rclone sends one GET for each object and
 no HEAD before it. Each program gets a list of the keys and its best number of connections.
 
-No program waits for the disk: the compared programs do not call fsync, and in memory our fsync takes no time. On ext4,
-our fsync takes 0.3 s for 5,000 objects of 50 KB, and the renames take another 0.3 s.
+Measurements in memory include no disk syncs: the compared programs do not call fsync, and our fsync takes no time.
+On ext4, our fsync takes 0.3 s for 5,000 objects of 50 KB, and the renames take another 0.3 s.
 
 All files are in memory if the memory is large enough. On ext4, a new file takes 0.02 ms or 0.7 ms, depending on how
 many files were removed in the minutes before. Every round removes thousands of files.

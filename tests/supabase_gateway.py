@@ -19,8 +19,8 @@ class Gateway:
     """Routes requests by the prefix of their path, and replaces `secret_key` by `service_key`.
 
     `faults` is called with the method and path of every request. It can return an answer (status, headers, body) or
-    "lose". With "lose", the server gets the request and the gateway drops the answer. `lose_answers` is the number of
-    answers to drop next, independent of the request.
+    "lose". With "lose", the server gets the request and the gateway drops the answer. The gateway also drops the
+    answers to the next `lose_answers` requests.
     """
 
     HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "host"})

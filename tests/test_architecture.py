@@ -222,7 +222,7 @@ def test_names_of_test_files_are_unique():
 # ── sizes ──
 
 LARGEST_FILE = 300  # lines
-LARGEST_FUNCTION = 60
+LARGEST_FUNCTION = 60  # lines
 
 
 def function_lengths() -> list[int]:

@@ -148,7 +148,7 @@ def test_every_documented_command_is_tested_or_needs_another_host():
 
 
 def test_tested_block_contains_all_documented_commands():
-    """tests/acceptance/test_readme.py runs the block of the section about own runs. Other blocks only repeat commands."""
+    """tests/acceptance/test_readme.py runs the commands of the section `Your own runs, without any server`."""
     documented = {
         tuple(c.split()[2:3])
         for c in commands(README)

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "operating.md").read_text()
 METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
 BOUNDARIES = {"error_boundary", "call_or"}  # functions of trainer/worker that log their text as an error
-VARIABLE = {"event.kind", "event"}  # the kind of an event of a run; the text of an error boundary
+VARIABLE = {"event.kind", "event"}  # allowed variables: the kind of an event, the text of an error boundary
 
 
 class Variable(str):

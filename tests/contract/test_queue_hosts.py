@@ -109,7 +109,7 @@ def test_worker_on_failed_host_gets_run_later_than_other_workers(queue_lab):
     assert claim(queue_lab, "w2").job.id == run_id
 
 
-def test_single_worker_gets_its_failed_run_after_head_start_of_others(queue_lab):
+def test_single_worker_gets_its_failed_run_21_s_after_backoff(queue_lab):
     run_id = enqueue(queue_lab)
     fail(queue_lab, run_id, "w1")
     queue_lab.edit(run_id, not_before=ago(21))

@@ -60,7 +60,7 @@ def test_expired_lease_is_recorded_as_event(queue_lab):
     assert last.data["reason"]
 
 
-def test_events_of_the_queue_have_different_seqs(queue_lab):
+def test_every_expiry_of_one_lease_is_recorded_as_event(queue_lab):
     lease = claimed(queue_lab)
     for _ in range(2):
         lose_worker(queue_lab, lease.job.id)

@@ -188,7 +188,7 @@ def test_symlink_is_rejected_or_stays_inside_dataset(tmp_path, case):
 
 @pytest.mark.parametrize("is_private", [True, False])
 @pytest.mark.parametrize("folder", ["images/train", "labels/train", "labels", "images"])
-def test_folder_that_is_a_symlink_to_outside_is_rejected(tmp_path, folder, is_private):
+def test_folder_linked_to_outside_the_dataset_is_rejected(tmp_path, folder, is_private):
     def damage(root: Path) -> None:
         (root / folder).rename(root / "moved")
         (root / folder).symlink_to(root.parent.parent / "secrets")

@@ -50,7 +50,7 @@ def _bounded():
 
 @pytest.fixture
 def place(tmp_path):
-    """Yield a folder with a secret and with MODELS_DIR, which has a model and symlinks to the outside."""
+    """Yield a folder with a secret file and MODELS_DIR. MODELS_DIR contains a model and hostile symlinks."""
     models = tmp_path / "models"
     (models / "team").mkdir(parents=True)
     (models / "team" / "good.pt").write_bytes(stored())

@@ -133,7 +133,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def program(tmp_path, home):
-    """Return a function that makes a `Trained` for the program with this name."""
+    """Return a function that makes a `Trained` for the program `name`."""
     made = []
 
     def make(name, *arguments, environment=None, warm_start=False, **limits):

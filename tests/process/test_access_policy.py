@@ -14,7 +14,7 @@ pytestmark = needs_landlock
 
 
 def test_samples_of_policy_include_imported_packages(host):
-    """The sandbox checks that it can open the samples. Otherwise, an unusual installation would cause an ImportError."""
+    """The sandbox tries to open the samples. Without this check, a training could fail with an ImportError."""
     samples = policy.access_policy(host.order, host.environment).samples
 
     assert [path.parent.name for path in samples[-4:]] == ["torch", "ultralytics", "numpy", "trainer"]

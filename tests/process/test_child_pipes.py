@@ -46,7 +46,7 @@ def test_prestarted_process_exits_at_end_of_stdin(start):
     assert events.read() == b""
 
 
-def test_invalid_command_ends_process(start):
+def test_process_exits_with_code_2_after_invalid_command(start):
     process, _ = start()
     output, _ = process.communicate(b'{"kind": "dance"}\n', timeout=60)
 

@@ -51,7 +51,7 @@ def test_detached_children_and_orphans_end_when_training_is_stopped(
     assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
-def test_processes_that_keep_forking_end_when_training_finishes(program, tmp_path, leak_check):
+def test_processes_that_keep_forking_are_killed_when_training_finishes(program, tmp_path, leak_check):
     began = time.monotonic()
 
     program("changes_its_pid", str(tmp_path / "lock")).train()

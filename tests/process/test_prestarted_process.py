@@ -71,7 +71,7 @@ def test_prestarted_process_that_exits_on_its_training_order_is_replaced(program
     assert training.train(devices=(1,)).report["devices"] == "1"
 
 
-def test_prestarted_process_that_never_gets_ready_obeys_stop(program):
+def test_shutdown_stops_training_whose_prestarted_process_never_gets_ready(program):
     training = program("never_starts", warm_start=True, grace=0.2)
     training.trainer.warm()
     threading.Timer(0.2, training.stop.set, [StopReason.SHUTDOWN]).start()

@@ -46,7 +46,7 @@ def test_system_files_and_disks_are_not_readable(host):
 
 
 def test_environment_of_service_is_not_readable(host):
-    """The environment contains the keys, and its file in /proc belongs to the same user."""
+    """The environment contains API keys. Its file in /proc belongs to the user that runs the training process."""
     snippet = "import os; open(f'/proc/{os.getppid()}/environ').read()"
 
     assert host.results_of([snippet]) == {"PermissionError"}

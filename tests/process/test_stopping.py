@@ -126,7 +126,7 @@ def test_finish_request_completes_training_early(program):
     assert training.train(epochs=100).report["epochs_completed"] == 1
 
 
-def test_finish_request_never_kills_training(program):
+def test_training_is_not_killed_after_grace_of_finish_request(program):
     training = program("slow_to_stop", grace=0.1)
     training.when(in_training, lambda: training.stop.set(StopReason.FINISH))
 

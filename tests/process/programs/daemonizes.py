@@ -1,7 +1,7 @@
-"""Starts a daemon that is hard to find, and waits.
+"""Starts a daemon that is hard to find, and then sleeps for 60 s.
 
-The daemon forks, starts a session, forks again and closes inherited descriptors. Then it runs a program with another name
-and an empty environment. The new program hides its /proc files, ignores signals, and writes its PID to the file that
+The daemon forks, starts a session, forks again and closes inherited descriptors. Then it runs a program with another
+name and an empty environment. The new program hides its /proc files, ignores signals, and writes its PID to the file that
 the argument names.
 """
 

@@ -1,7 +1,7 @@
 """Starts processes that keep the pipes of this program open: a child, a child in a new session, and an orphan.
 
 The PIDs are written to the file that the first argument names. If the second argument is `wait`, this program then
-waits.
+sleeps for 60 s.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Needs 0.6 s to follow a stop request, and reports the request as a warning."""
+"""Stops 0.6 s after a stop request, and reports the request as a warning."""
 
 import sys
 import time

@@ -23,8 +23,8 @@ they are in FILE instead. The program reads them when it gets its training order
     signal              none    number of the signal that the program sends to itself
     print               none    text printed before the failure
     hang                false   the failure is a sleep of one hour, in which stop requests are ignored
-    ignores_stop        false   ignores stop requests for the whole run
-    ignores_signals     false   ignores SIGTERM and SIGINT for the whole run
+    ignores_stop        false   ignores stop requests for the whole training
+    ignores_signals     false   ignores SIGTERM and SIGINT for the whole training
     only_fresh          false   the failure happens only in a training that does not resume
     report              {}      merged into the final report
 """
