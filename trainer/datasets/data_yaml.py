@@ -26,7 +26,10 @@ MAX_NAME_LENGTH = 200  # characters
 
 @dataclass(frozen=True, kw_only=True)
 class DataYaml:
-    """The known keys of a data.yaml. `splits` has the entries per split. `ids[i]` is the number of class `names[i]`."""
+    """The known keys of a data.yaml. `ids[i]` is the number of class `names[i]`.
+
+    `splits` maps each split to its entries: paths or URLs.
+    """
 
     splits: Mapping[str, tuple[str, ...]]
     path: str | None

@@ -140,7 +140,7 @@ class Report:
     def add(
         self, code: str, example: str = "", count: int = 1, *, level: Level | None = None, **values: object
     ) -> None:
-        """Add a finding. `code` is a key of KINDS. The first `values` of a code are inserted into its message."""
+        """Add a finding. `code` is a key of KINDS. The message contains the `values` of the first call."""
         self._counts[code] += count
         if code not in self._found:
             usual, message = KINDS[code]

@@ -12,8 +12,8 @@ _CHUNK = 2**20  # bytes
 def sha256_of(path: Path, before_chunk: Callable[[], object] | None = None) -> str:
     """Return the SHA-256 of a file, in hexadecimal. Raises OSError.
 
-    `before_chunk` is called before each MiB is hashed. It can raise an exception to stop the calculation,
-    because a sparse file of some terabytes would take hours.
+    `before_chunk` is called before each MiB is hashed. It can raise an exception to stop the calculation:
+    the calculation for a sparse file of several terabytes takes hours.
     """
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:

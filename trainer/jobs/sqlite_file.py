@@ -174,7 +174,7 @@ def timestamp(seconds: float) -> str:
 def loaded(name: str, value: Json) -> Json:
     """Return the value of a column, converted to its type. SQLite stores values of any type in any column."""
     if isinstance(value, bytes):
-        # a query with the id as text would not find this row
+        # a query compares the id as text, so it never finds a row whose id is a blob
         value = None if name == "id" else value.decode(errors="replace")
     if name == "host_failures":
         counts = json_column(name, value)

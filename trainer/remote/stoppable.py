@@ -167,8 +167,8 @@ class StoppableStream(httpcore.NetworkStream):
         return self._inner.get_extra_info(info)
 
     def _is_readable(self) -> bool:
-        # Before and after every request, the pool checks each idle connection for a close by the server. Each check is
-        # a system call. When sixteen threads share the pool, these calls are most of the cost of a small object.
+        # Before and after every request, the pool checks whether the server has closed an idle connection. Each check
+        # is a system call. If sixteen threads share the pool, these calls are most of the cost of a small object.
         now = time.monotonic()
         if now - self._known_open < _FRESH:
             return False

@@ -104,10 +104,10 @@ class GuardedClient:
         """Stream the body to `path`, a new file.
 
         After a failed try, `on_bytes` gets the bytes of this try as a negative number.
-        `on_length` gets the stated length before anything is written. If `is_known(final_url, strong_etag, length)`
+        `on_length` gets the Content-Length before anything is written. If `is_known(final_url, strong_etag, length)`
         returns True, the content is not downloaded and `sha256` is empty.
         Raises `ObjectMissing` for a missing file, `DatasetError` for a URL that is invalid or not allowed, `Stopped`.
-        Raises `Unavailable` when the host does not answer now.
+        Raises `Unavailable` for a temporary failure of the host or the network.
         """
         limit = min(max_bytes or self._max_bytes, self._max_bytes)
         seconds = min(max_seconds or self._max_seconds, self._max_seconds)

@@ -81,7 +81,7 @@ def _references(value: object) -> list[str]:
 
 
 def _drop_unused(found: Unnested) -> None:
-    """Remove settings that mean the default, have no effect, or are not allowed."""
+    """Remove settings that request the default, have no effect, or are not allowed."""
     for name in ("base_model", "task", "device", "optimizer"):
         given = found.settings.get(name)
         value = given.value.strip().lower() if given and isinstance(given.value, str) else ""
@@ -154,7 +154,7 @@ class _Reading:
         return args
 
     def _chosen(self, args: Mapping[str, Value]) -> Iterator[str]:
-        """Yield the settings that the row does not set and the service chose."""
+        """Yield the settings that the service chose because the row does not set them."""
         for name in ("base_model", "epochs", "batch", "imgsz", "optimizer", "lr0", "workers"):
             if name not in self.found.settings and (name not in ARGUMENTS or name in args):
                 yield name

@@ -29,7 +29,7 @@ def _assigned(splits: object) -> dict[str, str]:
 
 
 def split_fields(value: object) -> object:
-    """Return the fields of a split that may be given as one share or as a list of shares."""
+    """Return the fields of a split. `value` is an object, one share or a list of shares."""
     if isinstance(value, list | tuple):
         return {"ratio": value}
     if not isinstance(value, Mapping):

@@ -1,7 +1,7 @@
 """Ultralytics' train arguments: those that a row can set, and those that are refused or ignored, with the reason.
 
 Every argument of the installed `default.yaml` is in exactly one of `TrainArguments`, `REFUSED` and `IGNORED`, or has its
-own field in the plan. tests/unit/request/test_train_arguments.py fails for an additional argument of a new version.
+own field in the plan. tests/unit/request/test_train_arguments.py fails if a new version has an additional argument.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Buckets:
         try:
             return flag(self.settings(bucket, stop), "public")
         except NoSuchRoute:
-            raise  # not a response of the Storage API, so it says nothing about the bucket
+            raise  # the server is not the Storage API, so its response says nothing about the bucket
         except (ObjectMissing, Misconfigured):
             return False  # a restricted role cannot read bucket settings; a signed URL works for any bucket
 

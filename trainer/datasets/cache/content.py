@@ -152,7 +152,7 @@ class ContentCache:
     def put_tree(self, identity: str, folder: Path, size: int, is_whole: Callable[[Path], bool]) -> Path:
         """Move a complete folder of `size` bytes into the cache and return its path.
 
-        If `is_whole` returns True for the tree that is already there, `folder` is removed instead.
+        If the cache already has a tree for the identity, and `is_whole(tree)` is True, `folder` is removed instead.
         """
         path = self._tree(identity)
         with on_this_disk(path):

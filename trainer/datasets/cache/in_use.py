@@ -32,7 +32,8 @@ class UseMarks:
         for mark in entries(self.folder):
             if not mark.is_file(follow_symlinks=False):
                 continue  # this service did not create the folder or link
-            # A power cut can leave a mark empty or full of zeros. It also ended the run, so such a mark can be removed.
+            # A power cut can leave a mark empty or full of zeros. The power cut also ended the run that used
+            # the mark, so the mark can be removed.
             user, *marked = Path(mark.path).read_text(errors="replace").split("\n")
             if user and (root / user).is_dir():
                 names.update(marked)

@@ -63,7 +63,7 @@ class Incoming:
                 yield folder / "object"
                 is_done = True
             finally:
-                # a complete download cannot be resumed: its file was used or is damaged
+                # keep the folder only for a partial download: a complete file was already used, or is damaged
                 if is_done or (folder / "object").exists():
                     shutil.rmtree(folder, ignore_errors=True)
 

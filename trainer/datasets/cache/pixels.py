@@ -40,7 +40,7 @@ class PixelCache:
         self._images[view] = images
         places = list(images)
         for recipe in (recipe.format(imgsz=imgsz) for recipe in RECIPES):
-            # if none of these images has cached pixels, the other images are not looked up
+            # look up some images first; if none of them has cached pixels, skip all others
             some = places[:: max(1, len(places) // PROBES)]
             if any(self._link(view, recipe, place) for place in some):
                 for place in places:

@@ -19,7 +19,7 @@ def split_samples(samples: list[Sample], rows: LabelRows, request: SplitRequest 
     """Return the samples with a split: the requested split, or else the split in the dataset.
 
     If the dataset has no train or no val split, it is split at random, as requested. If a random split is not requested
-    or impossible, an error goes into `report`, and each sample without a split is put into train.
+    or is impossible, an error goes into `report`, and each sample without a split is put into train.
     """
     if request and request.assigned:
         return assigned(samples, request, report)
@@ -53,13 +53,14 @@ def _rarest_class(count: int, rows: LabelRows) -> list[int]:
     result = np.full(count, -1, np.int64)
     if len(rows.cls):
         often = np.bincount(rows.cls)
-        order = np.argsort(-often[rows.cls], kind="stable")  # an image keeps its last class here, which is the rarest
+        # the most frequent class is first: the assignment keeps the last class of each image, which is its rarest
+        order = np.argsort(-often[rows.cls], kind="stable")
         result[rows.image[order]] = rows.cls[order]
     return [int(value) for value in result]
 
 
 def stratified(strata: Mapping[str, int], request: SplitRequest) -> dict[str, str]:
-    """Return the split of each name. `strata` maps the name of a sample to its rarest class, or -1.
+    """Return the split of each name. `strata` maps the name of a sample to its rarest class, or to -1 without labels.
 
     Within each class the samples are ordered by a hash of seed and name, so the order of files does not matter. The
     ratios are exact to one sample, for the dataset and for each class with enough samples. train and val get at least

@@ -22,7 +22,7 @@ USUAL_NAMES = ("data", "dataset")
 MAX_DEPTH = 3  # levels of folders that are searched for a YAML or an annotation file
 MAX_FOLDERS = 200  # a folder with more subfolders is not searched: its subfolders are probably classes
 
-# words in the names of annotation files: the task in DICE, the content in COCO
+# words in the names of annotation files: DICE uses the name of the task, COCO the kind of annotation
 MADE_FOR = {
     Task.DETECT: ("detection", "instances"),
     Task.SEGMENT: ("segmentation", "instances"),

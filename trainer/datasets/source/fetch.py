@@ -122,7 +122,10 @@ class Fetcher:
         return path
 
     def _synced(self, found: ObjectInfo | ObjectRef, transfer: Transfer) -> Manifest:
-        """Download the objects of a dataset. If the listing changed meanwhile, try again, MAX_SYNCS times in total."""
+        """Download the objects of a dataset.
+
+        If the listing changed during the download, download again: at most MAX_SYNCS downloads in total.
+        """
 
         def download(info: ObjectInfo) -> Path:
             if self.cache.get(identity_of(info), info.bytes) is None:
@@ -151,7 +154,7 @@ class Fetcher:
         )
 
     def _download(self, manifest: Manifest, transfer: Transfer) -> bool:
-        """Download the objects that are not in the cache. Return False if the cache has all objects."""
+        """Download the objects that are not in the cache. Return False if all objects were already cached."""
         self.cache.mark_in_use(transfer.staging, map(identity_of, manifest.objects.values()))
         missing = [i for i in manifest.objects.values() if self.cache.get(identity_of(i), i.bytes) is None]
         if not missing:

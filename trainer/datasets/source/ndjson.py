@@ -43,7 +43,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """An export. `yaml`: the YAML of the dataset, or None for classification. `folder` has the images without a URL."""
+    """An export. `yaml` is None for classification. `folder` is the folder of the images without a URL, or None."""
 
     yaml: dict[str, Any] | None
     records: list[Record]

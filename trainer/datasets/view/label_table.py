@@ -1,4 +1,4 @@
-"""Also write the labels of a view as arrays, so that the training does not read label files and image headers.
+"""Write the labels of a view as arrays too. The training reads the arrays, not the label files and image headers.
 
 labels/{train,val,test}.npz, beside the folders of label files, has these arrays for the n images of the split:
 
