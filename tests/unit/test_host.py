@@ -16,7 +16,7 @@ def two_gpus(monkeypatch):
     ("mask", "left"),
     [(None, [0, 1]), ("1", [1]), ("1, 0", [1, 0]), ("", []), ("-1", []), ("0,7,1", [0]), ("GPU-8932f937", [])],
 )
-def test_cuda_visible_devices_is_respected(two_gpus, mask, left):
+def test_cuda_visible_devices_selects_and_orders_gpus(two_gpus, mask, left):
     assert [gpu.index for gpu in host.visible_gpus(mask)] == left
 
 
@@ -24,7 +24,7 @@ def test_cuda_visible_devices_is_respected(two_gpus, mask, left):
     ("cores", "usable", "slots", "loaders"),
     [(64, 64, 1, None), (64, 64, 8, None), (16, 16, 4, 4), (8, 8, 8, 1), (4, 4, 8, 1), (2, 2, 1, None), (64, 4, 1, 4)],
 )
-def test_slots_share_processors_for_loaders(monkeypatch, cores, usable, slots, loaders):
+def test_loaders_per_slot_depend_on_usable_processors(monkeypatch, cores, usable, slots, loaders):
     monkeypatch.setattr(host.os, "cpu_count", lambda: cores)
     monkeypatch.setattr(host.os, "sched_getaffinity", lambda _: set(range(usable)))
 

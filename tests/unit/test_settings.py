@@ -1,4 +1,4 @@
-"""Settings come from the environment, are checked together and show no secret."""
+"""Settings are read from the environment and checked together. Errors and output contain no secret."""
 
 from pathlib import Path
 

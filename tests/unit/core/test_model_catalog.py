@@ -49,11 +49,11 @@ def test_untrainable_published_files_are_recognized_by_name():
 
 
 @pytest.mark.parametrize("own", ["nas_v2", "my-world", "samples", "sam2_b-finetuned", "yolo26n-semi", "hero-sam_b"])
-def test_user_file_with_similar_name_counts_as_trainable(own):
+def test_user_file_is_not_rejected_if_its_name_resembles_untrainable_file(own):
     assert not model_catalog.is_untrainable_file(own)
 
 
-def test_trainable_model_is_not_called_untrainable():
+def test_no_model_of_catalog_has_a_reason_to_be_untrainable():
     everything = names(model_catalog.WEIGHTS) | names(model_catalog.ARCHITECTURES)
     assert {name for name in everything if model_catalog.untrainable(name)} == set()
 
@@ -131,7 +131,7 @@ def test_unknown_model_is_not_found_and_valid_names_are_suggested(name):
     assert all(model_catalog.find_weights(other) or model_catalog.find_architecture(other[:-5]) for other in offered)
 
 
-def test_nearest_names_are_similar():
+def test_suggested_names_are_similar_to_unknown_name():
     assert "yolo11n" in model_catalog.nearest("yol11n")
     assert set(model_catalog.nearest("yolov9")) <= {"yolov9t", "yolov9s", "yolov9m", "yolov9c", "yolov9e"}
 

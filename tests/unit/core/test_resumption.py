@@ -181,14 +181,14 @@ def test_invalid_setup_becomes_none(nonsense):
     assert Setup.from_json(nonsense) is None
 
 
-def test_invalid_recorded_settings_give_short_list_of_changes():
+def test_text_of_each_change_is_short_if_recorded_settings_are_invalid():
     odd = replace(NOW, settings={"epochs": "many", "x" * 200: "y" * 5000, "lr0": float("nan"), "freeze": [None, True]})
     decision = decide(odd, NOW, epoch=40, complete=False)
     assert isinstance(decision, StartOver)
     assert all(len(change) < 400 for change in decision.changes)
 
 
-# ── comparison of the tables with Ultralytics ──
+# ── the tables of settings match the installed Ultralytics ──
 
 
 def test_defaults_match_installed_ultralytics():

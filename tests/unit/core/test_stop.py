@@ -102,7 +102,7 @@ def test_extra_time_counts_from_shutdown_request():
     assert time.monotonic() - began < 30
 
 
-def test_extra_time_ends_its_thread():
+def test_thread_of_extra_time_ends_with_its_block():
     before = threading.active_count()
 
     with StopSignal().extra_time(60):

@@ -21,7 +21,7 @@ from trainer.jobs.sqlite_clock import HOST_CLOCK, HostClock, queue_time
 from trainer.jobs.sqlite_schema import SCHEMA
 
 ROOT = Path(__file__).parents[3]
-HOUR = 3600.0
+HOUR = 3600.0  # seconds
 
 
 class Host:

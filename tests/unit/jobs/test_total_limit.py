@@ -22,11 +22,11 @@ from trainer.remote.supabase import CallLimits, Project
 from trainer.remote.web import GuardedClient
 
 EVERY = 0.2  # seconds between two bytes
-TOTAL = 1.0
-SLACK = 1.0
+TOTAL = 1.0  # time limit of a call, in seconds
+SLACK = 1.0  # seconds that a call may take beyond its limit on a busy host
 HEAD = b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * 10_000 + b"\r\n"
 BODY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10000\r\n\r\n"
-# the first bytes of a TLS record of 16 KB that contains a handshake
+# an incomplete TLS handshake record: its header announces 16,384 bytes, and fewer bytes follow
 TLS = b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc" + b"\x00" * 16_000
 
 

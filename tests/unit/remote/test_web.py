@@ -57,7 +57,7 @@ def test_content_length_is_reported_before_body(server, client, tmp_path):
     assert lengths == [7]
 
 
-def test_all_redirects_are_followed(server, client, tmp_path):
+def test_two_redirects_in_a_row_are_followed(server, client, tmp_path):
     server.pages["/a"] = redirect("/b")
     server.pages["/b"] = redirect(server.url("/c"), "308 Permanent Redirect")
     server.pages["/c"] = body(b"there")

@@ -224,7 +224,7 @@ def test_offset_beyond_sent_bytes_is_rejected(server, store, upload):
     assert upload(CHUNK + 1).bytes == len(server.get("data", REF.key))
 
 
-def test_size_limit_error_has_advice_without_access_to_bucket(server, store, upload):
+def test_too_large_upload_raises_misconfigured_if_bucket_cannot_be_read(server, store, upload):
     server.limit = 2
     server.fault("status", on="GET /bucket/", status=400, times=9, body=b'{"statusCode":"404","error":"NoSuchBucket"}')
 

@@ -93,7 +93,7 @@ def test_range_request_returns_requested_bytes(server, client, wanted, status, c
     assert content in (None, answer.content)
 
 
-def test_unchanged_object_is_304_and_etag_is_md5(server, client):
+def test_request_for_unchanged_object_returns_304_and_etag_is_md5(server, client):
     server.put("data", "a", b"1")
     etag = client.head("/object/data/a").headers["ETag"]
     assert etag == f'"{hashlib.md5(b"1").hexdigest()}"'
@@ -184,5 +184,5 @@ def test_official_client_can_upload_download_list_and_sign(server):
         assert http.get(data.create_signed_url("a b/c.png", 60)["signedURL"]).content == content
 
 
-def test_missing_route_is_404(client):
+def test_missing_route_returns_404(client):
     assert client.get("/nothing").json()["error"] == "Not Found"

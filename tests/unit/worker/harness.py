@@ -37,7 +37,7 @@ CLAIM, NEXT_CLAIM = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-
 
 @dataclass
 class WorkerFixture:
-    """A worker for tests: `enqueue` a run, `work` until it has ended, then check `row` and `store`."""
+    """A worker for tests. `enqueue` adds a run, `work` executes it, and `row` and `store` show its results."""
 
     home: Path
     lease_seconds: float = 60.0

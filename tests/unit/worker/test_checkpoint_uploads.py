@@ -56,7 +56,7 @@ def test_checkpoint_with_invalid_sha256_is_not_uploaded(tmp_path, worker, digest
     assert uploads.send_newest(StopSignal()) is None
 
 
-def test_wait_returns_if_the_upload_thread_cannot_start(tmp_path, worker, monkeypatch):
+def test_wait_for_uploads_returns_if_upload_thread_cannot_start(tmp_path, worker, monkeypatch):
     uploads = uploads_of(tmp_path, worker, worker.store)
 
     def refuse(thread):

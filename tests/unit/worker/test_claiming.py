@@ -40,7 +40,7 @@ def test_run_is_claimed_after_outage_at_start(worker, queue):
 
 
 def test_no_run_is_claimed_until_the_queue_check_passes(worker, queue):
-    """Example: a migration is missing, and the operator applies it while the service waits."""
+    """Example: a migration is missing until the operator applies it."""
     worker.enqueue()
     fail = raising(Misconfigured("apply the migrations"), Misconfigured("apply the migrations"))
     asked = []

@@ -34,7 +34,7 @@ def epochs(worker, run_id):
 
 
 @pytest.mark.parametrize("attempt", [0, 2])
-def test_finished_model_reports_all_epochs_after_other_attempt_reported_some(worker, attempt):
+def test_all_epochs_are_reported_if_last_reported_attempt_did_not_train_the_model(worker, attempt):
     run_id, run_dir = interrupted_upload(worker)
     worker.forget_epochs(run_id, after=2)
     worker.update_row(run_id, last_reported_epoch=2, last_reported_attempt=attempt)

@@ -16,7 +16,7 @@ from trainer.worker.slots import CPU, Slots
 # ── runs ──
 
 
-def test_repeated_host_failures_of_one_worker_count_once(worker):
+def test_repeated_host_failures_of_one_worker_count_as_one_failure(worker):
     run_id = worker.enqueue()
     worker.datasets.error = HostFailed("The disk of DATASET_ROOT is broken.")
 

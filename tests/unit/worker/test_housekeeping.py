@@ -1,4 +1,4 @@
-"""The chores of a host, which remove old files, and the check for free space before a training."""
+"""Chores remove old files of a host. Before a training, the free space is checked."""
 
 import threading
 import time

@@ -49,7 +49,7 @@ def test_model_is_published_without_file_that_store_rejects_for_too_long(store, 
         ("results.csv", BadRequest("too large"), False),
     ],
 )
-def test_upload_fails_for_rejected_weights_temporary_error_or_unfinished_training(
+def test_upload_fails_for_rejected_weights_or_temporary_error_or_unfinished_training(
     store, run_dir, monkeypatch, name, error, is_finished
 ):
     monkeypatch.setattr(artifact_upload, "LEFT_OUT_AFTER", 0.0)

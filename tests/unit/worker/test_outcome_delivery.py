@@ -22,7 +22,7 @@ def test_outcome_is_delivered_after_outage(worker):
     assert not list(worker.folders.journals.iterdir())
 
 
-def test_delivery_for_canceled_run_is_retried_after_drain_time(worker):
+def test_outcome_of_canceled_run_is_delivered_after_drain_time(worker):
     worker.drain_seconds = 0.1
     run_id = worker.enqueue()
     worker.trainer.during = lambda epoch: worker.queue.cancel(run_id) and worker.trainer.stop.wait(30)

@@ -166,10 +166,10 @@ def test_run_of_killed_process_is_requeued_or_canceled_while_store_fails(worker,
     assert not list(worker.folders.journals.iterdir())
 
 
-def test_outcomes_in_journals_are_delivered_before_recoveries_upload(worker):
+def test_outcomes_in_journals_are_delivered_before_recovery_uploads_files(worker):
     worker.enqueue(), worker.enqueue()
     leases = [worker.claim(CLAIM), worker.claim("33333333-3333-4333-8333-333333333333")]
-    # the journal of `orphan` has the first name, so it is read first
+    # the journal of `orphan` is read first, because its file name sorts first
     orphan, decided = sorted(leases, key=lambda lease: lease.job.id)
     first, second = orphan.job.id, decided.job.id
     killed(worker, orphan)
@@ -254,7 +254,7 @@ def test_delivery_of_outcome_is_retried_while_other_run_uploads(worker):
 
 
 def test_recovery_that_kills_service_is_tried_three_times(worker):
-    """Each recovery renews the lease. Without a limit, the queue would never count the attempt as lost."""
+    """Each try of the recovery renews the lease. Without a limit, the queue would never count the attempt as lost."""
     run_id, _ = killed(worker)
 
     recovery = worker.recovery(store=Watched(worker.store, raising(*[SystemExit()] * 9), "upload"))

@@ -56,7 +56,7 @@ def test_downloaded_checkpoint_belongs_to_attempt_that_trained_it(host):
 
 
 @pytest.mark.parametrize(("last_reported", "attempt", "epoch"), [(14, 3, 13), (14, 1, 14), (12, 3, 14)])
-def test_checkpoint_superseded_by_later_attempt_is_not_resumed(host, last_reported, attempt, epoch):
+def test_local_checkpoint_is_chosen_unless_superseded_by_later_attempt(host, last_reported, attempt, epoch):
     """A local checkpoint is superseded if its epoch was reported and a later attempt has uploaded a checkpoint."""
     key = f"training_runs/x/{attempt}/checkpoints/epoch.pt"
     host.key = key
@@ -68,7 +68,7 @@ def test_checkpoint_superseded_by_later_attempt_is_not_resumed(host, last_report
 
 
 def test_resumable_checkpoint_is_chosen_over_later_epoch_of_other_settings(host):
-    """The run started over after 40 epochs and was interrupted in epoch 4. The newer training is resumed."""
+    """The run started over after 40 epochs and was interrupted in epoch 4. The newer training must resume, not the older one."""
     host.keep(host.first, 40, OTHER)
     newest = host.keep(host.second, 3)
     host.upload(39, OTHER)

@@ -1,4 +1,4 @@
-"""A later attempt resumes from a checkpoint, or publishes a training that has finished."""
+"""A later attempt resumes from a checkpoint, or publishes the model of a finished training."""
 
 import shutil
 

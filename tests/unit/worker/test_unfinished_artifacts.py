@@ -143,8 +143,8 @@ def test_artifacts_of_earlier_attempt_stay_listed(worker, error):
 
 
 @pytest.mark.parametrize(("reported_by", "last_epoch"), [(1, 2), (2, 0), (0, 0)])
-def test_reported_epochs_of_other_attempt_do_not_count(worker, reported_by, last_epoch):
-    """Attempt 1 saved the checkpoint. The reported epochs of the row count only if attempt 1 reported them."""
+def test_last_reported_epoch_is_used_only_if_attempt_of_checkpoint_reported_it(worker, reported_by, last_epoch):
+    """Attempt 1 saved the checkpoint. If another attempt reported the last epoch, all epochs are reported again."""
     run_id = worker.enqueue()
     worker.fail_in(3, MachineFailed("killed"))
     worker.work()

@@ -27,7 +27,7 @@ def bucket(worker, uploaded, tmp_path):
 
 
 class Bucket:
-    """A bucket for checkpoints with or without an entry in the list of uploaded checkpoints."""
+    """A bucket whose checkpoints can be missing in the list of uploaded checkpoints."""
 
     def __init__(self, worker, uploaded, file):
         self.worker, self.uploaded, self.file = worker, uploaded, file
@@ -214,7 +214,7 @@ def test_deletion_is_retried_after_pause_if_store_is_unavailable(worker, bucket,
     assert bucket.keys == set()
 
 
-def test_tidy_checks_limited_number_of_runs_in_turn(worker, bucket, monkeypatch):
+def test_each_tidy_checks_the_next_runs_up_to_its_limit(worker, bucket, monkeypatch):
     monkeypatch.setattr(uploaded_checkpoints, "RUNS_AT_ONCE", 2)
     kept = {name: bucket.checkpoint(name, 1) for name in "abcde"}
     asked = []
