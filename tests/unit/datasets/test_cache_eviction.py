@@ -146,7 +146,7 @@ def test_leftovers_of_crash_are_removed_after_a_day(cache, monkeypatch):
     (cache.root / "tmp/older").mkdir()
     time.sleep(0.4)
     (cache.root / "tmp/young").write_bytes(b"half")
-    os.utime(cache.root / "tmp/young", (1, 1))  # `put` sets this time, so it does not tell the age of a file
+    os.utime(cache.root / "tmp/young", (1, 1))  # like `put`, which sets a time that does not depend on the age
     cache.make_room(0)
     assert os.listdir(cache.root / "tmp") == ["young"]
 

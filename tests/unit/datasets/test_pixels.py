@@ -1,4 +1,4 @@
-"""Decoded pixels are moved from a view into the cache and linked into the next view, but only for the same image."""
+"""Decoded pixels are moved from a view into the cache. The next view has links to the pixels of unchanged images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import Roots
 
-RECIPE = "16-3-fit"  # half the size of the painted images, which have 32 x 32 pixels
+RECIPE = "16-3-fit"  # 16 pixels is half the side length of the painted images
 
 
 class Host:
@@ -150,7 +150,7 @@ def test_changed_pixels_are_not_used(host):
     assert f"{RECIPE}/images/train/0000.jpg.npy" not in linked(host.prepare("v3"))
 
 
-def test_derived_files_are_evicted_first_and_evict_only_derived_files(tmp_path):
+def test_derived_files_are_evicted_before_objects_and_never_evict_objects(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=100, reserve=0)
     cache.make_room(40)
     with cache.temporary() as path:

@@ -1,4 +1,4 @@
-"""Each class is split by the same ratios. The order of the files and the version of the service have no effect."""
+"""Each class is split by the same ratios. The split depends neither on the file order nor on the service version."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_split_depends_on_seed_and_is_equal_in_all_versions():
     assert sorted(n for n, split in one.items() if split == "val") == PINNED
 
 
-# These names must never change, because runs of different versions are compared.
+# These names must never change, because users compare runs of different versions of the service.
 PINNED = ["0/0002.jpg", "0/0011.jpg", "0/0012.jpg", "0/0015.jpg"]
 
 

@@ -103,7 +103,7 @@ def test_refresh_sets_modification_time_of_lock_file_to_now(folder):
     locks.refresh()
 
 
-def test_use_of_folder_waits_until_sweep_releases_folder(folder):
+def test_use_of_folder_starts_after_sweep_releases_folder(folder):
     locks, entered = FolderLocks(), threading.Event()
 
     def use():
@@ -121,7 +121,10 @@ def test_use_of_folder_waits_until_sweep_releases_folder(folder):
 
 
 def test_folder_taken_for_removal_is_not_used_by_other_threads(folder):
-    """One thread takes the folder for removal, and two threads use the folder. A lock on a removed lock file must not count."""
+    """One thread takes the folder for removal, and two threads use the folder.
+
+    The lock file is removed between uses. A lock on the removed file does not protect the folder.
+    """
     locks, users, found = FolderLocks(), [], []
 
     def use():
@@ -162,7 +165,7 @@ def test_lock_file_is_removed_even_if_a_sweep_locks_it_during_release(folder, mo
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_file_system_without_locks_does_not_fail_run(folder, monkeypatch, code):
+def test_folder_is_used_without_lock_if_file_system_has_no_locks(folder, monkeypatch, code):
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
@@ -172,7 +175,7 @@ def test_file_system_without_locks_does_not_fail_run(folder, monkeypatch, code):
     assert not lock_file(folder).exists()  # an unlocked lock file would mean that the process has crashed
 
 
-def test_lock_timeout_does_not_fail_run(folder, monkeypatch):
+def test_folder_is_used_without_lock_after_lock_timeout(folder, monkeypatch):
     monkeypatch.setattr(folder_locks, "WAIT_SECONDS", 0.1)
     with FolderLocks().taken(folder), FolderLocks().held(folder):
         pass

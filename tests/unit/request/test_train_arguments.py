@@ -219,7 +219,7 @@ for name, value in json.load(sys.stdin):
 
 
 def test_installed_version_accepts_highest_and_lowest_allowed_values(tmp_path):
-    """Check the values in `BOUNDS`, parsed as in a row."""
+    """Check that Ultralytics accepts the values in `BOUNDS` after the service has parsed them."""
     values = []
     for line in BOUNDS.replace("\n", " | ").split("|"):
         name, *given = line.split() or [None]
@@ -251,7 +251,7 @@ def test_defaults_except_optimizer_lr0_and_workers_equal_installed_version():
     assert different == {"optimizer", "lr0", "workers"}
 
 
-def test_defaults_of_resumption_and_row_differ_only_in_optimizer_lr0_and_workers():
+def test_resumption_and_row_have_equal_defaults_except_optimizer_lr0_and_workers():
     own = {name: field.default for name, field in ARGUMENTS.items()}
     assert {**own, "optimizer": "auto", "lr0": 0.01} == {**RESUMPTION_DEFAULTS, "workers": None}
 

@@ -92,9 +92,9 @@ def test_checkpoint_without_best_pt_is_restored_as_best_and_last(run_dir, tmp_pa
 
 
 def test_restore_replaces_files_of_killed_attempt(run_dir):
-    """The row of an epoch is in results.csv before the checkpoint of the epoch exists.
+    """A training writes the row of an epoch to results.csv before it saves the checkpoint of the epoch.
 
-    A resumed training trains this epoch again and would write a second row.
+    If an attempt is killed between these two steps, the next attempt trains the epoch again and writes the row again.
     """
     event = saved(run_dir)
     (run_dir / "results.csv").write_text("epoch\n1\n2\n")
@@ -163,4 +163,4 @@ def test_remove_stale_removes_checkpoints_and_weights(run_dir):
     remove_stale(run_dir)
 
     assert not list(run_dir.glob("*/*"))
-    assert (run_dir / "results.csv").exists()  # Ultralytics deletes results.csv
+    assert (run_dir / "results.csv").exists()  # Ultralytics deletes results.csv when the training starts

@@ -1,4 +1,4 @@
-"""Checkpoints are copied immediately and saved by a thread. The next copy waits until the previous save has ended."""
+"""`copy` copies a checkpoint at once, and a thread saves the copy. The next `copy` starts after this save has ended."""
 
 import hashlib
 import threading
@@ -62,7 +62,7 @@ def test_event_is_sent_after_checkpoint_is_durable(tmp_path, state):
     assert has_sidecar
 
 
-def test_slow_disk_does_not_block_training(tmp_path, state, slow_disk):
+def test_save_on_slow_disk_does_not_block_caller(tmp_path, state, slow_disk):
     events = []
     writer = CheckpointWriter(tmp_path, events.append)
     writer.copy(state, Progress(epoch=1), {})
@@ -77,7 +77,7 @@ def test_slow_disk_does_not_block_training(tmp_path, state, slow_disk):
     assert content_of(writer.saved) == "first"
 
 
-def test_next_copy_waits_until_previous_save_has_ended(tmp_path, state, slow_disk):
+def test_next_copy_starts_after_previous_save_has_ended(tmp_path, state, slow_disk):
     events = []
     writer = CheckpointWriter(tmp_path, events.append)
     writer.copy(state, Progress(epoch=1), {})

@@ -30,7 +30,7 @@ def crash(error, message, traceback=""):
 
 
 @pytest.mark.parametrize(("error", "message", "kind", "sentence"), EXCEPTIONS.values(), ids=EXCEPTIONS)
-def test_exception_is_diagnosed_in_one_short_line(error, message, kind, sentence):
+def test_diagnosis_of_exception_is_one_short_line(error, message, kind, sentence):
     diagnosis = diagnose(evidence(crashed=crash(error, message)))
 
     assert type(diagnosis) is kind

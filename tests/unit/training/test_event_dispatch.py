@@ -73,7 +73,7 @@ def test_lines_above_limit_are_counted_and_dropped():
     assert received[MOST_LINES:] == ["… 500 lines were dropped, because the output came too fast …"]
 
 
-def test_notice_is_at_the_position_of_the_dropped_lines():
+def test_notice_about_dropped_lines_precedes_later_lines():
     dispatcher, listener = EventDispatcher(), Listener()
     for number in range(MOST_LINES + 7):
         dispatcher.line(str(number))
@@ -93,7 +93,7 @@ def test_notice_is_at_the_position_of_the_dropped_lines():
     assert listener.received[-2:] == ["… 7 lines were dropped, because the output came too fast …", "afterwards"]
 
 
-def test_queueing_never_waits_for_listener():
+def test_events_are_queued_while_listener_is_blocked():
     dispatcher, received = EventDispatcher(), Listener()
     dispatcher.start(received, received)
     for number in range(1000):

@@ -97,7 +97,7 @@ def test_eta_in_first_epoch_estimates_validation_time(training):
     for _ in range(5):
         training.batch(1.0)
 
-    # 25 batches of 1 s and 3 validations remain; a validation is estimated as a tenth of the 10 s of an epoch
+    # 25 batches of 1 s and 3 validations remain; the estimate for a validation is 1 s, a tenth of an epoch of 10 s
     assert training.last.eta_seconds == pytest.approx(25 + 3 * 1.0)
 
 
@@ -159,7 +159,7 @@ def test_phase_event_has_seconds_of_previous_phase(training):
     ]
 
 
-def test_final_validation_does_not_change_phase_finalizing(training):
+def test_phase_stays_finalizing_during_final_validation(training):
     training.epoch(1, 1, batches=2)
     training.meter.enter(Phase.FINALIZING)
     training.validate(2, 4.0)

@@ -1,6 +1,6 @@
 """The training process depends on these properties of the installed Ultralytics.
 
-If a test fails, read the new release and adapt the code.
+If a test fails, read the source code of the new release and adapt this project.
 """
 
 import inspect
@@ -104,7 +104,8 @@ def test_resumed_training_accepts_changed_batch_and_device_but_not_epochs(traine
     assert '"epochs"' not in allowed
 
 
-def test_stripped_checkpoint_cannot_be_resumed(ultralytics):
+def test_strip_optimizer_resets_epoch_and_removes_optimizer(ultralytics):
+    """A training cannot resume from a checkpoint without these values."""
     from ultralytics.utils import torch_utils
 
     stripping = source(torch_utils.strip_optimizer)

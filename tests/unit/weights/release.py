@@ -45,7 +45,10 @@ def upload(store: LocalObjectStore, tmp_path: Path, key: str, content: bytes) ->
 
 
 class Release(http.server.ThreadingHTTPServer):
-    """A fake release server that records the requested paths. It sends the responses in `answers` first, and then `body`."""
+    """A fake release server that records the requested paths.
+
+    It sends each response in `answers` once, and `body` for all later requests.
+    """
 
     daemon_threads = False
 

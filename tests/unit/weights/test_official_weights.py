@@ -22,7 +22,7 @@ from trainer.weights.model_folder import ModelFolder
     ("task", "name"),
     [(Task.DETECT, "yolo11n.pt"), (Task.SEGMENT, "yolo11n-seg.pt"), (Task.CLASSIFY, "yolo11n-cls.pt")],
 )
-def test_official_model_for_task_is_used_from_folder(folder, models, task, name):
+def test_official_weights_for_task_are_found_in_models_dir(folder, models, task, name):
     path = put(models, name)
     assert folder().resolve(YOLO11N, task, StopSignal()) == path
 
@@ -142,7 +142,7 @@ def test_disabled_download_sends_no_request(folder, models, release):
 
 
 @pytest.mark.timeout(20)
-def test_named_pipe_in_model_folder_counts_as_missing(folder, models):
+def test_named_pipe_in_models_dir_counts_as_missing_weights(folder, models):
     models.mkdir()
     os.mkfifo(models / "yolo11n.pt")
     with pytest.raises(BadRequest, match=r"yolo11n\.pt is not on this worker"):
