@@ -55,8 +55,8 @@ language sql immutable parallel safe set search_path = '' as $$
 $$;
 
 -- Rejects values that every worker would reject, with a message that an app can show. Stores the requirements of the run.
--- A trigger and not a CHECK: a CHECK is evaluated at every heartbeat. An older row that violates the CHECK could never end,
--- because every UPDATE of the row would fail.
+-- This is not a CHECK, because a CHECK is evaluated at every heartbeat. An older row that violates the CHECK could
+-- never end, because every UPDATE of the row would fail.
 create or replace function trainer.guard_request() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -316,7 +316,8 @@ end $$;
 
 -- ── calls of a worker ──
 
--- Requeues or fails runs whose lease has expired, and cancels queued runs that have a cancel request. Returns their number.
+-- Requeues or fails runs whose lease has expired, and cancels queued runs that have a cancel request.
+-- Returns the number of changed runs.
 create or replace function public.settle_training_runs() returns integer
 language plpgsql security definer set search_path = '' as $$
 declare
@@ -333,7 +334,7 @@ begin
       -- a run without a lease belongs to a service that does not use leases
       else coalesce(r.heartbeat_at, r.started_at, r.updated_at) < now() - interval '60 seconds'
     end
-    limit 500  -- a claim must end within the API's statement timeout; the next claim handles the rest
+    limit 500  -- a claim must end within the API's statement timeout; the next claim settles the remaining runs
     for update skip locked
   loop
     if run.status = 'canceling' or run.cancel_requested then
@@ -592,7 +593,8 @@ $$;
 create or replace function public.trainer_schema_version() returns integer
 language sql immutable set search_path = '' as $$ select 4 $$;
 
--- Returns a warning for each policy of the app that allows too much access. The operator decides whether to change it.
+-- Returns a warning for each policy of the app that allows too much access.
+-- The operator decides whether to change the policy.
 create or replace function public.trainer_access_warnings() returns setof text
 language sql stable security definer set search_path = '' as $$
   select format('policy "%s" on %s lets anonymous users %s', p.policyname, p.tablename,
