@@ -68,7 +68,7 @@ def test_local_checkpoint_is_chosen_unless_superseded_by_later_attempt(host, las
 
 
 def test_resumable_checkpoint_is_chosen_over_later_epoch_of_other_settings(host):
-    """The run started over after 40 epochs and was interrupted in epoch 4. The newer training must resume, not the older one."""
+    """The run started over after 40 epochs and was interrupted in epoch 4. The newer training must resume."""
     host.keep(host.first, 40, OTHER)
     newest = host.keep(host.second, 3)
     host.upload(39, OTHER)
