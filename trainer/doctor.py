@@ -27,9 +27,9 @@ from trainer.wiring.backend import Backend, open_backend
 from trainer.worker.self_test import disk_problem, write_and_read
 
 GIB = 2**30
-LEAST_FREE = 5 * GIB
-LEAST_SHARED_MEMORY = GIB  # dataloader workers pass batches through /dev/shm
-MOST_SKEW = 60.0  # seconds; a larger difference breaks signed URLs and tokens
+LEAST_FREE = 5 * GIB  # bytes
+LEAST_SHARED_MEMORY = GIB  # bytes; dataloader workers pass batches through /dev/shm
+MOST_SKEW = 60.0  # seconds between the clocks of this host and the server; a larger skew breaks signed URLs and tokens
 TORCH_SECONDS = 120.0  # time limit, because a driver can hang
 
 # runs in a separate process, because the service never imports torch

@@ -33,7 +33,7 @@ class Gpu:
     driver: str
 
 
-MOST_LOADERS = 8  # default of Ultralytics
+MOST_LOADERS = 8  # loader processes per training; the default of Ultralytics
 
 
 def loaders_per_slot(slots: int) -> int | None:

@@ -59,7 +59,7 @@ def _renderers(form: str, *, colors: bool) -> list[Processor]:
 
 
 def _escape_control_characters(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Escape control characters in fields: a row can contain any name, and a terminal obeys control characters."""
+    """Escape control characters in fields: a row can contain any name, and a terminal interprets control characters."""
     is_raw = {name for name, value in event.items() if isinstance(value, str) and not value.isprintable()}
     return {name: json.dumps(value) if name in is_raw - {"exception"} else value for name, value in event.items()}
 

@@ -79,5 +79,5 @@ def print_status(row: RunRow, *, as_json: bool) -> None:
 
 
 def absolute_if_local(data: str) -> str:
-    """Return `data` as an absolute path if it exists on this host, because the service has another working directory."""
+    """Return `data` as an absolute path if it exists on this host: the service has another working directory."""
     return str(Path(data).absolute()) if data and Path(data).exists() else data

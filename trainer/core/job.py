@@ -10,8 +10,8 @@
 A user can requeue an ended run. The database then clears the outcome (trainer.guard_ending), and the run counts as
 a new run.
 
-A cancel request after the end of the training has no effect: `canceling → completed` is allowed. A finished model
-takes GPU-hours and is easy to delete, but a lost model cannot be restored.
+A cancel request after the end of the training has no effect: `canceling → completed` is allowed. A user can
+easily delete an unwanted model, but a lost model cannot be restored, and its training took GPU-hours.
 """
 
 from __future__ import annotations

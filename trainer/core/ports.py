@@ -1,4 +1,4 @@
-"""The interfaces between the rooms of the service. Only `wiring/` imports their implementations.
+"""The interfaces between the packages of the service. Only `wiring/` imports their implementations.
 
 All methods block, and raise the errors of core/errors.py. Any other exception is a bug.
 """
@@ -40,7 +40,7 @@ class Queue(Protocol):
     """
 
     def claim(self, worker: Worker, claim_id: str, lease_seconds: float) -> Lease | None:
-        """End or requeue expired runs. Claim the next suitable run or return None. Report that the worker is online."""
+        """Requeue or end runs with expired leases. Claim the next suitable run, if any. Mark the worker as online."""
 
     def peek(self, worker: Worker) -> Job | None:
         """Return the run that `claim` would return now, without a claim."""
@@ -236,7 +236,7 @@ class TrainingOrder:
     resume: Path | None = None  # a verified checkpoint to resume from
     best_of: Path | None = None  # a verified checkpoint; the training starts from its best weights instead of `model`
     setup: JsonObject | None = None  # the `Setup` that each checkpoint records (core/resumption.py)
-    last_reported_epoch: int = 0  # last epoch in the history; the process first reports later epochs of `resume`
+    last_reported_epoch: int = 0  # last epoch in the history; the later epochs in `resume` are reported first
 
 
 class Trainer(Protocol):

@@ -41,8 +41,8 @@ DEFAULTS: Mapping[str, Value | None] = {
 }  # fmt: skip
 
 # Settings that a resumed training can change (training/yolo/train_arguments.py). Ultralytics accepts new values for the
-# settings of the first line, but takes `channels_last` and `epochs` from the checkpoint. This service also changes both,
-# and recomputes the learning rate schedule. The settings of the last line only affect the validation.
+# settings on the first line, but takes `channels_last` and `epochs` from the checkpoint. This service changes both of
+# them, too, and recomputes the learning rate schedule. The settings on the last line affect only the validation.
 CHANGEABLE = frozenset(
     {
         *("imgsz", "batch", "close_mosaic", "save_period", "cache", "patience", "time", "freeze", "val", "plots"),

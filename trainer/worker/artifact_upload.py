@@ -119,8 +119,8 @@ class ArtifactUpload:
     def _send_or_leave_out(self, name: str, path: Path, upload: _Upload) -> list[Artifact]:
         """Return the artifact, or no artifact if the store has rejected the file for `LEFT_OUT_AFTER` seconds.
 
-        So one rejected file cannot block a finished model forever. Weights are never left out. If the store rejects
-        every file, an error is raised for the weights or by `_require_stored`.
+        Otherwise one rejected file could block the end of a run forever. Weights are never left out. If the store
+        rejects every file, an error is raised for the weights or by `_require_stored`.
         """
         try:
             artifact = self._send(name, path, upload)

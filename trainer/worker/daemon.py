@@ -24,7 +24,7 @@ from trainer.worker.slots import AcquiredSlots, Slots
 log = structlog.get_logger()
 
 POLL = 1.0  # seconds between checks for a free slot, and between checks whether the trial run has ended
-LAST_DELIVERY = 1.0  # seconds after the drain time in which the threads of runs with an undelivered outcome end
+LAST_DELIVERY = 1.0  # seconds after the drain time that a shutdown waits for threads with an undelivered outcome
 ORPHAN_WAIT_SECONDS = 30.0  # maximum seconds for the delivery of outcomes of crashed processes before the first claim
 
 
@@ -71,7 +71,7 @@ class Daemon:
             return self._drain(shutdown)
 
     def _deliver_orphans(self, shutdown: StopSignal) -> None:
-        """Deliver the outcomes of crashed processes before the first claim. Wait at most `ORPHAN_WAIT_SECONDS` seconds."""
+        """Deliver the outcomes of crashed processes before the first claim. Wait at most `ORPHAN_WAIT_SECONDS`."""
 
         def deliver() -> None:
             with error_boundary("orphaned outcomes not delivered"):

@@ -29,10 +29,11 @@ POLL = 1.0  # seconds between checks for a call of `soon`
 LAST_CHORE = 2.0  # seconds that a shutdown waits for a chore
 MIB = 2**20
 
-# a training writes last.pt and best.pt with optimizer state, two checkpoints that contain both, and temporary copies of
-# these files; measured for yolo11n: 5.4 MB of weights, 26 MB with the optimizer
+# The disk space of a training is this multiple of the size of its weights. A training writes last.pt and best.pt with
+# optimizer state, two checkpoints that contain both, and temporary copies of these files. For example, yolo11n has
+# 5.4 MB of weights, and 26 MB with optimizer state.
 TIMES_THE_WEIGHTS = 24
-LEAST = 200 * MIB  # for logs, plots and randomly initialized weights
+LEAST = 200 * MIB  # bytes; for logs, plots and randomly initialized weights
 
 
 class Housekeeping:

@@ -66,7 +66,7 @@ class Journal:
     def create(cls, folder: Path, lease: Lease) -> Journal:
         """Return a new journal for a lease. If the disk cannot be written, the journal exists only in memory."""
         path = folder / f"{lease.job.id}.{lease.job.attempt}.jsonl"
-        # the final name comes last: at any time, another process can look for orphaned journals by this name
+        # locked before it gets its final name, because other processes treat an unlocked journal as orphaned
         unnamed = path.with_suffix(NEW)
         held = {"run_id": lease.job.id, "attempt": lease.job.attempt, "claim_id": lease.claim_id}
         try:

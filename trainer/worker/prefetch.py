@@ -27,7 +27,7 @@ LAST_PREFETCH = 5.0  # seconds that a shutdown waits for a prefetch, which can h
 
 @dataclass(eq=False, kw_only=True)
 class Prefetcher:
-    """Peeks at the queue every `interval` seconds while no slot is free. It does not claim the run."""
+    """Prefetches the dataset of the next run every `interval` seconds while no slot is free, without claiming it."""
 
     queue: Queue
     datasets: Datasets

@@ -59,9 +59,10 @@ class CheckpointFinder:
         self._remote = run.job.checkpoint if run.job.checkpoint and run.job.checkpoint.key else None
 
     def best_for(self, setup: Setup) -> FoundCheckpoint | None:
-        """Return the newest checkpoint from which a training with `setup` can resume, else the newest checkpoint, else None.
+        """Return the newest checkpoint from which a training with `setup` can resume.
 
-        An older checkpoint with the settings of this training is preferred to a newer checkpoint with other settings.
+        If there is no such checkpoint, return the newest one, or None if no checkpoint is usable. An older checkpoint
+        with the settings of this training is preferred to a newer checkpoint with other settings.
 
         Raises Unavailable or Misconfigured if the newest checkpoint is in the bucket and cannot be downloaded now.
         """
@@ -111,7 +112,7 @@ class CheckpointFinder:
             return None
 
     def _downloaded(self, remote: Checkpoint) -> Path:
-        """Download the checkpoint and return its path. Raises `_NotInBucket` if the bucket does not have the uploaded checkpoint."""
+        """Download the checkpoint and return its path. Raises `_NotInBucket` if it is not in the bucket."""
         path = self._run.folder.checkpoint(remote.epoch)
         path.parent.mkdir(parents=True, exist_ok=True)
         assert remote.key is not None

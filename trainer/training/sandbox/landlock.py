@@ -99,7 +99,8 @@ def close_network() -> None:
     architecture, seccomp, socket = _MACHINES[platform.machine()]
     load, equal, at_least, result = 0x20, 0x15, 0x35, 0x06
     steps = (
-        # (code, steps to skip if true, if false, operand); the last step refuses with EACCES, the previous step allows
+        # (code, steps to skip if true, steps to skip if false, operand)
+        # the last step refuses with EACCES, the previous step allows
         (load, 0, 0, 4),
         (equal, 0, 8, architecture),
         (load, 0, 0, 0),

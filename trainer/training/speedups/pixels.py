@@ -58,7 +58,7 @@ def install(most_bytes: int) -> None:
             self.npy_files[i], self.cache = plain, None
         if found != scaled:  # the file was damaged, so Ultralytics decoded the image
             return image, found, scaled
-        if self.im_hw0[i] is not None:  # buffered for mosaics
+        if self.im_hw0[i] is not None:  # the image is buffered for mosaics
             self.im_hw0[i] = size
         return image, size, scaled
 
@@ -96,7 +96,7 @@ def _work_ahead(datasets: Sequence[Any], number: int, processes: int) -> None:
     for dataset in datasets:
         dataset.augment = False  # without augmentation, no image is buffered
         order = list(range(number, min(len(dataset.labels), dataset.stored_images), processes))
-        random.Random(number).shuffle(order)  # noqa: S311 - the training's order does not depend on it
+        random.Random(number).shuffle(order)  # noqa: S311 - this does not change the order of the training
         for i in order:
             # the training reports images that cannot be loaded
             with contextlib.suppress(OSError, ValueError):

@@ -42,7 +42,7 @@ _FIXED = {
     "LOGNAME": "trainer",
 }
 
-# all settings of the installed Ultralytics (a test compares them), which enables integrations whose key is missing
+# every setting of the installed Ultralytics (a test compares them), because a missing one would enable its integration
 _SETTINGS = {
     "settings_version": "0.0.8",
     "uuid": "0" * 64,

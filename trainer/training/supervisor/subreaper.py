@@ -123,7 +123,7 @@ def _watch_second(lifeline: int, second: int) -> None:
 def _watch_program(lifeline: int, first: int, program: int) -> None:
     """Return when the program has ended or must end."""
     events = select.poll()
-    events.register(lifeline, select.POLLRDHUP)  # only the first subreaper reads its bytes
+    events.register(lifeline, select.POLLRDHUP)  # only the first subreaper reads the bytes of the lifeline
     for end in (first, os.pidfd_open(program)):
         events.register(end, select.POLLIN)
     events.poll()

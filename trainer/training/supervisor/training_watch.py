@@ -25,7 +25,7 @@ _KILL_AT_ONCE = (StopReason.LOST, StopReason.STUCK)
 class TimeLimits:
     """The time limits of a training process, in seconds.
 
-    `grace`: to obey a stop request. `shutdown`: to save a checkpoint and exit at a shutdown.
+    `grace`: to exit after a stop request. `shutdown`: to save a checkpoint and exit at a shutdown.
     `starting`: until its first event. `stall`: between two events. `exit`: to exit after its final event (it may still
     draw plots).
     """

@@ -60,7 +60,7 @@ class Callbacks:
         self._writer = CheckpointWriter(self.run_dir, self.send)
         self.best_epoch = before.best_epoch
         self.epochs_completed = before.epoch
-        self.train_seconds = before.train_seconds  # of all attempts
+        self.train_seconds = before.train_seconds  # sum over all attempts
         self.batch = before.batch  # the last batch size
 
     def attach(self, model: Any) -> None:
@@ -164,7 +164,7 @@ class Callbacks:
         self.meter.enter(Phase.FINALIZING)
 
     def _stop_in_epoch(self) -> None:
-        """Obey a stop request. At a shutdown, first save a checkpoint of the unfinished epoch."""
+        """Stop the training if a stop is requested. At a shutdown, first save a checkpoint of the unfinished epoch."""
         if self.stop.reason is StopReason.SHUTDOWN and self.meter.phase in (Phase.TRAINING, Phase.VALIDATING):
             self._save_mid_epoch(self.trainer)
         self._stop_if_asked()
@@ -177,7 +177,7 @@ class Callbacks:
     def _save_mid_epoch(self, trainer: Any) -> None:
         """Save a checkpoint at this batch, if at least one epoch is finished."""
         if trainer.epoch < 1:
-            return  # Ultralytics cannot resume from the first epoch
+            return  # Ultralytics cannot resume if no epoch is finished
         last, fitness = trainer.last, trainer.fitness
         done = self.meter.share_of_epoch
         trainer.last = trainer.wdir / "unfinished.pt"

@@ -48,7 +48,7 @@ class PostTraining:
 
     def _export(self, name: str) -> JsonObject:
         self.stop.raise_if_set()
-        # a TensorRT engine must be built on its GPU; a GPU export in another format would need a GPU to run
+        # TensorRT builds an engine only on a GPU; other formats are exported on the CPU, so that they run without a GPU
         device = "0" if name == "engine" else "cpu"
         path = Path(YOLO(str(self.weights)).export(format=name, imgsz=self.order.plan.imgsz, device=device))
         self.exports[name] = path.name

@@ -31,7 +31,7 @@ def for_start(order: TrainingOrder, batch: float) -> dict[str, Any]:
 
 
 def for_resume(order: TrainingOrder, checkpoint: Path, batch: float | None) -> dict[str, Any]:
-    """Return the arguments of a resumed training. The others are in the checkpoint, including `batch` if it is None."""
+    """Return the arguments of a resumed training. The other arguments are in the checkpoint, also `batch` if None."""
     workers = {"workers": order.plan.args["workers"]} if "workers" in order.plan.args else {}
     return {"resume": str(checkpoint), **workers, **({"batch": batch} if batch else {}), **paths_and_device(order)}
 
