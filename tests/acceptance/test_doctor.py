@@ -1,4 +1,4 @@
-"""`doctor` finds each injected fault of a host and suggests a fix in the same line."""
+"""`doctor` finds each injected fault of a host and suggests a fix on the same line."""
 
 import json
 import sqlite3

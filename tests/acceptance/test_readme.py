@@ -99,7 +99,7 @@ def test_run_of_documented_insert_completes(project, tmp_path, insert):
     assert app.row(row["id"])["status"] == "completed", app.row(row["id"])["error_message"]
 
 
-def test_documented_columns_cancel_and_finish_a_run(supabase):
+def test_documented_updates_for_cancel_and_finish_are_accepted(supabase):
     run_id = supabase.rows("insert into training_runs (run_name, status) values ('cats', 'running') returning id")[0][
         "id"
     ]

@@ -41,7 +41,10 @@ _LARGE = shutil.ignore_patterns("*.img", "*.pt")
 
 @dataclass
 class Site:
-    """A host, its disk, and its proxy to the cloud. A fault holds a lock while it uses the host or the disk."""
+    """A host, its disk, and its proxy to the cloud.
+
+    A fault holds `lock` while it uses the host, and `disk_lock` while it uses the disk.
+    """
 
     host: Host
     wire: object

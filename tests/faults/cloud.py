@@ -1,4 +1,4 @@
-"""A Supabase project under test: real PostgreSQL and PostgREST, a fake Storage server, and a record of the changes of runs.
+"""A Supabase project under test: real PostgreSQL and PostgREST, a fake Storage server, and a record of all run changes.
 
 After every test, `check_invariants` checks I1 to I5, I7 and I8 with that record and the rows. A test asserts only its
 own results.
@@ -237,7 +237,7 @@ class Cloud:
             assert best["path"] in row["trained_model_url"]
 
     def check_epochs(self, run_id: str, *, back: int) -> None:
-        """I9: an attempt reports each epoch once, in order, and repeats at most `back` epochs of the attempt before."""
+        """I9: an attempt reports epochs once, in order, and repeats at most `back` epochs of the previous attempt."""
         reported = self.epochs(run_id)
         for epochs in reported.values():
             assert epochs == list(range(epochs[0], epochs[0] + len(epochs)))

@@ -2,7 +2,7 @@
 
 runs              {}   run ID → options for this run only
 memory_mib        0    MiB of memory to allocate in each epoch
-seconds_to_stop   0    between a stop request and the last event
+seconds_to_stop   0    seconds between a stop request and the last event
 """
 
 import argparse

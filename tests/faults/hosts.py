@@ -14,7 +14,7 @@ from tests.acceptance.service import COMMAND, Service
 from tests.faults.cloud import wait_for
 
 WITH_FAKE_TRAINING = [sys.executable, str(Path(__file__).with_name("service_with_fake_training.py"))]
-LEASE = 3.0
+LEASE = 3.0  # seconds
 
 
 class Host(Service):
@@ -42,7 +42,7 @@ class Host(Service):
         return found[0]
 
     def trainings(self) -> list[psutil.Process]:
-        """Return the training processes, oldest first. With WARM_START, the last one waits for the next run."""
+        """Return the training processes, oldest first. With WARM_START, the last one has no run yet."""
         return sorted((child for child in self.children() if _is_training(child)), key=psutil.Process.create_time)
 
     def subreapers(self) -> list[psutil.Process]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import uuid
 
-_NESTED = 1500
+_NESTED = 1500  # levels of JSON arrays or objects
 
 # name → columns of the row as SQL; `configuration` is jsonb, the other columns are text
 ROWS = {

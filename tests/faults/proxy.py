@@ -21,7 +21,7 @@ import time
 from contextlib import suppress
 from typing import Self
 
-PIECE = 65536
+PIECE = 65536  # bytes
 
 
 class Proxy:

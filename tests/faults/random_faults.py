@@ -260,7 +260,7 @@ def invalid_row(campaign, site, dice) -> bool:
 
 
 def edit_and_requeue(campaign, site, dice) -> bool:
-    """Edit and requeue an ended run, as a user does after an error, or edit a run that waits for its next attempt."""
+    """Edit and requeue an ended run, as a user does after an error, or edit a queued run after its first attempt."""
     rows = [row for row in campaign.ask(campaign.cloud.rows) or [] if row["id"] in campaign.runs]
     editable = [
         row for row in rows if Status(row["status"]).is_terminal or (row["status"] == "queued" and row["attempt"])

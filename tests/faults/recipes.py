@@ -14,7 +14,7 @@ from tests.faults.curves import check_curves
 from tests.faults.hosts import LEASE, Host
 from trainer.demo import draw_dataset
 
-ATTEMPTS = 5
+ATTEMPTS = 5  # `max_attempts` of each fake run
 REAL_ATTEMPTS = 12  # on a busy machine, many faults happen before the first epoch
 # relative frequency of each fault
 FAKE_TRAINING_FAULTS = {

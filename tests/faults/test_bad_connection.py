@@ -167,7 +167,7 @@ def test_worker_keeps_lease_while_refused_outcome_is_retried(cloud, host):
 
 @pytest.mark.long
 def test_training_continues_while_key_is_revoked(cloud, host):
-    """F26 (I6): queue and Storage refuse the key during a run. The service logs this, and the run completes later."""
+    """F26 (I6): queue and Storage refuse the key during a run. The run completes when they accept the key again."""
     a = host("a", SLOW)
     run_id = cloud.enqueue(epochs=30)
     cloud.wait_epoch(run_id, 2)

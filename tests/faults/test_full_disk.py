@@ -150,7 +150,7 @@ def unfinished(root):
 
 
 def test_run_resumes_from_checkpoint_when_disk_has_space(cloud, disk, host):
-    """F14 (I8 I9): the next attempt resumes from the last checkpoint before the disk was full."""
+    """F14 (I8 I9): the next attempt resumes from the last checkpoint that was written before the disk was full."""
     runs = disk("runs")
     a = host("a", {"seconds_per_epoch": 0.25, "checkpoint_bytes": 2 * MIB}, RUNS_DIR=runs.place)
     run_id = cloud.enqueue(epochs=12)
@@ -166,7 +166,7 @@ def test_run_resumes_from_checkpoint_when_disk_has_space(cloud, disk, host):
 
 
 def test_partly_downloaded_dataset_is_not_trained_on(cloud, disk, host):
-    """F14 (I6 I11): the cache disk fills up during a download. The error names the cause; no partial dataset is left."""
+    """F14 (I6 I11): the cache disk becomes full during a download. The error names the cause. No partial data is left."""
     data = disk("data", mebibytes=40).place
     reference = cloud.store_dataset()
     for number in range(3):

@@ -123,7 +123,7 @@ def test_service_restarted_during_outage_delivers_outcome(cloud, host):
 
 @pytest.mark.long
 def test_run_completes_in_one_attempt_despite_storage_outages(cloud, host):
-    """F6 F7 (I6 I8 I11): Storage answers 503 for dataset, checkpoints and artifacts, longer than one call retries."""
+    """F6 F7 (I6 I8 I11): Storage answers 503 to requests for dataset, checkpoints and artifacts, and to retries."""
     reference = cloud.store_dataset()
     a = host("a", SLOW)
     cloud.storage.fault("status", on="/datasets", times=8)
@@ -141,7 +141,7 @@ def test_run_completes_in_one_attempt_despite_storage_outages(cloud, host):
 
 @pytest.mark.long
 def test_partitioned_host_keeps_checkpoint_of_row(cloud, host):
-    """F6 (I5 I9): the heartbeats of a host fail, but it still uploads checkpoints. The next host finds the
+    """F6 (I5 I9): the heartbeats of a host fail, but it still uploads checkpoints. The next host resumes from the
     checkpoint that the row names.
     """
     a = host("a", SLOW, LEASE_SECONDS=4)

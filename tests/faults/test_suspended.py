@@ -199,7 +199,7 @@ def test_wrong_clock_does_not_move_run_to_another_host(cloud, host, tmp_path, ho
     (tmp_path / "a" / "clock.txt").write_text(str(-3600 * hours))
     other = cloud.enqueue(epochs=2)
     assert cloud.wait(other, "completed")["worker_id"] == "b"
-    cloud.wait_epoch(run_id, cloud.epochs(run_id)[1][-1] + 15)  # longer than a lease
+    cloud.wait_epoch(run_id, cloud.epochs(run_id)[1][-1] + 15)  # 15 epochs take longer than a lease
     cloud.edit(run_id, finish_requested=True)
 
     row = cloud.wait(run_id, "completed")

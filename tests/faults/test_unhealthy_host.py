@@ -86,7 +86,7 @@ def test_unhealthy_host_stops_claiming_until_its_disk_recovers(cloud, disk, host
 
 
 @pytest.mark.long
-def test_runs_wait_while_the_only_host_is_unhealthy(cloud, disk, host):
+def test_runs_stay_queued_while_the_only_host_is_unhealthy(cloud, disk, host):
     runs_dir = disk("runs")
     unhealthy = host("unhealthy", RUNS_DIR=runs_dir.place)
     runs_dir.fail()

@@ -165,7 +165,7 @@ def check_change(was: dict, became: dict) -> None:
 
 
 def check_runs(changes: list[dict]) -> None:
-    """Check that no claim ID returns to a run after another claim, and that attempts only increase."""
+    """Check that each claim of a run has a new claim ID, and that the attempt number never decreases."""
     claims: dict[str, list[str]] = {}
     for change in changes:
         held = claims.setdefault(change["run_id"], [])

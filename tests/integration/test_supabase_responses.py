@@ -72,7 +72,7 @@ def test_insert_is_idempotent_after_lost_response(supabase_lab):
     assert [row.id for row in supabase_lab.queue.list(limit=9).runs] == [run_id]
 
 
-def test_retry_after_is_respected(supabase_lab):
+def test_call_is_not_repeated_before_retry_after_seconds(supabase_lab):
     answers = iter([(429, {"Retry-After": "1"}, b'{"message":"slow down"}')])
     supabase_lab.stack.gateway.faults = lambda *_: next(answers, None)
     began = time.monotonic()

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from trainer.core.dataset import PreparedDataset, Task
 
-SIZE = 64
+SIZE = 64  # width and height of the images in pixels
 NAMES = ("red", "green")
 _COLORS = ((220, 40, 40), (40, 200, 60))
 

@@ -10,7 +10,7 @@ from PIL import Image
 from trainer.core.dataset import Task
 
 LABELED = [Task.DETECT, Task.SEGMENT, Task.POSE, Task.OBB]
-IMGSZ = 32  # the images have 64 pixels
+IMGSZ = 32  # pixels; the drawn images are 64 pixels wide and high
 NOT_STORED = ("exact.png", "small.png")  # images that are not larger than IMGSZ, so their pixels are not stored
 
 

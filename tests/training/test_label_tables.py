@@ -118,7 +118,7 @@ def write_realistic_labels(root, task):
     almost = files[7].read_text().split()
     files[7].write_text(
         f"{' '.join(almost)}\n{' '.join([*almost[:-1], almost[-1] + '0000000001'])}\n"
-    )  # equal as float32
+    )  # the two rows are equal as float32
 
 
 def add_odd_images(folder):

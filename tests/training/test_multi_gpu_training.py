@@ -134,7 +134,7 @@ def test_finish_request_ends_every_rank_with_model(two):
 
 
 def test_shutdown_saves_checkpoint_and_ranks_resume(two, tmp_path):
-    # with so many images, an epoch takes longer than a stop
+    # with 48 images, the second epoch is still running when the training stops
     two.dataset = draw(tmp_path / "many", Task.DETECT, train=48)
     two.stop_when = in_epoch(2, StopReason.SHUTDOWN)
     with pytest.raises(Stopped):

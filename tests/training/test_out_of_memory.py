@@ -85,7 +85,7 @@ def test_batch_of_one_is_not_halved(detect, tmp_path):
 
 @pytest.mark.long
 def test_resumed_training_keeps_halved_batch(detect, tmp_path):
-    """The next attempt does not start with the large batch."""
+    """The next attempt does not start with the original batch size."""
     stopped = []
 
     def in_third_epoch(event, process):

@@ -68,8 +68,8 @@ def test_time_budget_ends_training(budgeted):
     assert all(tick.eta_seconds is None or tick.eta_seconds < 60 for tick in budgeted.of(BatchProgress)[1:])
 
 
-def test_resumed_time_budget_counts_earlier_attempts(budgeted, classify, tmp_path):
-    """Most of the budget is used, so the resumed training takes only the rest."""
+def test_time_budget_of_resumed_training_includes_earlier_attempts(budgeted, classify, tmp_path):
+    """The first attempt used most of the time budget, so the resumed training ends after at most three epochs."""
     checkpoints = budgeted.of(CheckpointSaved)
     before = shutil.copyfile(checkpoints[-2].path, tmp_path / "before.pt")
     changes = {

@@ -55,7 +55,7 @@ def test_fast_loader_setting_reaches_training_process(tmp_path, is_on, most_byte
         started = [process for process in psutil.Process().children(recursive=True) if process not in before]
         deadline = time.monotonic() + 10
         while (values := {process.environ().get(FAST_LOADER) for process in started}) == {None}:
-            assert time.monotonic() < deadline  # before exec, a child has our environment
+            assert time.monotonic() < deadline  # before exec, a child still has the test's environment
         assert values == {str(most_bytes)}
     finally:
         trainer.close()
