@@ -166,7 +166,7 @@ def test_run_resumes_from_checkpoint_when_disk_has_space(cloud, disk, host):
 
 
 def test_partly_downloaded_dataset_is_not_trained_on(cloud, disk, host):
-    """F14 (I6 I11): the cache disk becomes full during a download. The error names the cause. No partial data is left."""
+    """F14 (I6 I11): the cache disk gets full during a download. The error names the cause. No partial data is left."""
     data = disk("data", mebibytes=40).place
     reference = cloud.store_dataset()
     for number in range(3):

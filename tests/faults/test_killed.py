@@ -163,7 +163,7 @@ def test_undelivered_outcome_is_delivered_after_restart(cloud, host):
 
 
 def test_torn_checkpoint_is_not_used(cloud, host):
-    """F3 (I8 I9): the service is killed, and its newest checkpoint is cut. The run resumes from the previous checkpoint."""
+    """F3 (I8 I9): the service is killed and its newest checkpoint is cut. The run resumes from the one before."""
     a = host("a", SLOW, CHECKPOINT_INTERVAL=3600)
     run_id = cloud.enqueue(epochs=8)
     cloud.wait_epoch(run_id, 4)
