@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# tests spend about half of their time waiting, so three processes keep two cores busy
-JOBS ?= 3
+# tests spend about half of their time waiting, so four processes keep two cores busy
+JOBS ?= 4
 
 .PHONY: demo supabase-demo test test-long check format faults bench clean
 

@@ -198,9 +198,9 @@ def test_every_setting_is_used():
     used = {
         node.attr
         for path in FILES
+        if relative(path) == "settings.py" or "trainer.settings" in imports(path)
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in {"self", "settings", "service"}
-        if relative(path) == "settings.py" or "trainer.settings" in imports(path)
     }
 
     assert set(Settings.model_fields) - used == set()

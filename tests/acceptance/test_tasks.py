@@ -56,6 +56,7 @@ def test_model_of_each_task_is_trained_fine_tuned_and_exported(tmp_path, task):
         assert "predictions.jsonl" in published
 
 
+@pytest.mark.long
 def test_dice_dataset_is_trained_on(tmp_path):
     """The file has nested annotations, a background class, other category IDs than YOLO, and a split by ID."""
     for name, content in dice().files.items():

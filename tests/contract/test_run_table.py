@@ -152,7 +152,7 @@ def test_run_with_valid_lease_cannot_be_deleted(queue_lab, status):
     if status == "canceling":
         queue_lab.queue.cancel(lease.job.id)
 
-    with pytest.raises(Conflict, match="cancel the run and wait until it has ended"):
+    with pytest.raises(Conflict, match="cancel the run, wait until it has ended, then delete it"):
         queue_lab.queue.delete(lease.job.id)
 
     assert queue_lab.queue.beat(lease, None, []) is not Verdict.LOST

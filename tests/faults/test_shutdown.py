@@ -17,7 +17,7 @@ GRACES = [
     *[(grace, phase) for grace in (0, 5) for phase in PHASES],
     *[(grace, phase) for grace in (0.5, 30, 120) for phase in ("training", "uploading")],
 ]
-OFTEN = [*[(5, phase) for phase in PHASES], (0, "training"), (0, "uploading"), (0.5, "training"), (30, "uploading")]
+OFTEN = [*[(5, phase) for phase in PHASES], (0, "training"), (0, "uploading")]
 
 
 @pytest.mark.parametrize(("grace", "phase"), long_except(GRACES, *OFTEN))

@@ -52,6 +52,7 @@ def wait_for_rows(results, rows, seconds=60.0):
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_training_without_reader_keeps_every_epoch_event(training):
     process, events, results = training
     wait_for_rows(results, EPOCHS)

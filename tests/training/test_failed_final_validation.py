@@ -62,6 +62,7 @@ def test_same_seed_gives_same_metrics(seeded):
     assert first.last.report["environment"]["seed"] == 3
 
 
+@pytest.mark.long
 def test_other_seed_gives_other_metrics(seeded):
     first, _, other = seeded
 

@@ -121,6 +121,7 @@ def test_weights_of_unknown_package_install_nothing(detect, tmp_path):
     assert not [line for line in run.output.splitlines() if line.startswith("AUDIT") and "install" in line]
 
 
+@pytest.mark.long
 def test_checkpoint_with_code_is_refused(detect, tmp_path):
     checkpoint = pt_file(tmp_path / "hostile.pt", {"ema": Hostile(tmp_path / "executed"), "epoch": 1, "train_args": {}})
     run = run_child(order_for(detect, tmp_path / "run", resume=checkpoint), tmp_path)
@@ -129,6 +130,7 @@ def test_checkpoint_with_code_is_refused(detect, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.long
 def test_best_weights_with_code_in_checkpoint_are_refused(attacked, detect, tmp_path):
     checkpoint = tmp_path / "checkpoint.pt"
     checkpoint.write_bytes(Path(attacked[0].of(CheckpointSaved)[-1].path).read_bytes())
@@ -161,6 +163,7 @@ def test_process_with_unsafe_environment_does_not_train(detect, tmp_path, variab
     assert variable in run.last.message
 
 
+@pytest.mark.long
 def test_model_for_other_task_is_refused(detect, tmp_path):
     run = run_child(order_for(detect, tmp_path / "run", model=Path("yolo11n-seg.yaml")), tmp_path)
 

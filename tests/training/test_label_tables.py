@@ -200,6 +200,7 @@ def test_image_missing_in_table_is_scanned(module, tmp_path):
 
 
 @pytest.mark.training
+@pytest.mark.long
 def test_training_with_table_writes_no_label_cache(tmp_path):
     view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
     run = run_child(order_for(view, tmp_path / "run", epochs=1), tmp_path, env={FAST_LOADER: str(1 << 30)})

@@ -20,7 +20,7 @@ from trainer.core.resumption import Setup
 from trainer.core.stop import StopReason
 from trainer.training.wire import encode_stop
 
-pytestmark = pytest.mark.training
+pytestmark = [pytest.mark.training, pytest.mark.long]
 
 PLAN = {"epochs": 60, "batch": 4, "args": {"optimizer": "AdamW", "lr0": 0.002, "nbs": 4}}
 
@@ -118,7 +118,6 @@ def test_resumed_training_without_new_best_completes(learned, swapped, checkpoin
         assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, epochs[-1] + 1))
 
 
-@pytest.mark.long
 def test_best_epoch_is_measured_on_edited_labels(learned, swapped, tmp_path):
     newest = Path(learned.of(CheckpointSaved)[-1].path)
     last_epoch = learned.of(EpochFinished)[-1].epoch
@@ -166,7 +165,6 @@ def test_shutdown_with_failed_checkpoint_warns_and_stops(learned, swapped, tmp_p
     assert not run.of(CheckpointSaved)
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("blocked_checkpoints_folder")
 def test_failed_checkpoints_do_not_stop_training(learned, swapped, tmp_path):
     newest = Path(learned.of(CheckpointSaved)[-1].path)
@@ -191,7 +189,6 @@ def test_unloadable_checkpoint_is_reported_and_training_restarts(swapped, tmp_pa
     assert [event.epoch for event in run.of(EpochFinished)] == [1]
 
 
-@pytest.mark.long
 def test_removed_weights_do_not_stop_training(learned, swapped, tmp_path):
     """Only the newest checkpoint is left, so the best epoch is unknown."""
     newest, epoch = Path(learned.of(CheckpointSaved)[-1].path), learned.of(EpochFinished)[-1].epoch

@@ -157,6 +157,6 @@ def test_no_thread_remains_after_wait(tmp_path, state):
     writer.wait()
 
     for thread in threading.enumerate():
-        if thread.name.startswith("writer"):
+        if thread.name.startswith("checkpoint-writer"):
             thread.join(10)
             assert not thread.is_alive()
