@@ -158,7 +158,7 @@ def torch_facts() -> JsonObject:
         looked = subprocess.run(look, capture_output=True, text=True, check=True, timeout=TORCH_SECONDS)
     except subprocess.TimeoutExpired:
         raise Unavailable(
-            f"torch did not start within {TORCH_SECONDS:.0f} s: look for messages of the driver in dmesg"
+            f"torch did not start within {TORCH_SECONDS:.0f} s: look for messages of the GPU driver in dmesg"
         ) from None
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]

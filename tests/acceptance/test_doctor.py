@@ -69,7 +69,7 @@ def test_torch_hang_is_a_fault(a_host):
     a_host.torch("import time; time.sleep(60)")
     a_host.monkeypatch.setattr(doctor, "TORCH_SECONDS", 0.3)
 
-    assert "look for messages of the driver in dmesg" in a_host.fault().message
+    assert "look for messages of the GPU driver in dmesg" in a_host.fault().message
 
 
 def test_driver_that_torch_cannot_use_is_a_fault(a_host):

@@ -35,8 +35,8 @@ class Curves:
         below = self.epochs - self.new_bests
         unfinished = self.resumes - self.resumes_below_best - self.resumes_at_best
         resumes = (
-            f"{self.resumes}; the next epoch was not a new best after {self.resumes_below_best} of them, was a new best "
-            f"after {self.resumes_at_best} and was not reached after {unfinished}"
+            f"{self.resumes}. Next epoch a new best: {self.resumes_at_best}; not a new best: {self.resumes_below_best}; "
+            f"not reached: {unfinished}"
         )
         return [
             ("epochs in the history", f"{self.epochs}; {below} were not a new best ({_share(below, self.epochs)})"),

@@ -106,7 +106,7 @@ def _fraction(value: object) -> object:
     return found
 
 
-def _gains(value: object) -> object:
+def _zoom_factors(value: object) -> object:
     found = numbers(value)
     if isinstance(found, list) and not (len(found) == 2 and all(map(_is_number, found)) and 0 < found[0] <= found[1]):
         raise ValueError("not [minimum, maximum]")
@@ -182,7 +182,7 @@ Freeze: TypeAlias = Annotated[
 Scale: TypeAlias = Annotated[
     Annotated[float, Field(ge=0, le=1)]
     | Annotated[list[Annotated[float, Field(gt=0, le=10)]], Field(min_length=2, max_length=2)],
-    Rule("a number from 0 to 1, or [minimum, maximum] as gains up to 10", _gains),
+    Rule("a number from 0 to 1, or [minimum, maximum] zoom factors above 0 and up to 10", _zoom_factors),
 ]
 _CLASS = {"type": "integer", "minimum": 0, "maximum": 99_999}
 Classes: TypeAlias = Annotated[

@@ -24,7 +24,7 @@ from trainer.worker.slots import AcquiredSlots, Slots
 log = structlog.get_logger()
 
 POLL = 1.0  # seconds between checks for a free slot, and between checks whether the trial run has ended
-LAST_DELIVERY = 1.0  # seconds after the drain time that a shutdown waits for threads with an undelivered outcome
+LAST_DELIVERY = 1.0  # seconds for threads with an undelivered outcome, after the drain time of a shutdown
 ORPHAN_WAIT_SECONDS = 30.0  # maximum seconds for the delivery of outcomes of crashed processes before the first claim
 
 

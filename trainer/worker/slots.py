@@ -66,7 +66,7 @@ class AcquiredSlots:
         return tuple(device for device in self._held if device != CPU)
 
     def release(self) -> None:
-        """Make the slots free for the next run."""
+        """Free the slots for the next run."""
         held, self._held = self._held, ()
         if held:
             self._slots.release(held)

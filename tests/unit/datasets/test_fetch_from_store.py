@@ -90,7 +90,7 @@ def test_yaml_at_top_of_bucket_is_fetched_only_with_folders_that_it_names(store,
     assert content(fetch("storage:data.yaml")) == DATASET
 
 
-def test_yaml_at_top_of_bucket_without_folders_is_rejected(store, fetch):
+def test_yaml_at_top_of_bucket_is_rejected_if_it_names_no_folder(store, fetch):
     store.put({"data.yaml": b"train: train.txt\nval: val.txt\nnames: [a]\n"}, "datasets")
     with pytest.raises(DatasetError, match=r"Put the dataset into its own folder"):
         fetch("storage:data.yaml")
