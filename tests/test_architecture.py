@@ -17,7 +17,10 @@ ALLOWED = {
     "core": {"core"},
     "remote": {"remote", "core"},
     "disk": {"disk"},
+    "sandbox": {"sandbox"},
     **{room: {room, "remote", "core", "disk"} for room in ROOMS},
+    "training": {"training", "sandbox", "remote", "core", "disk"},
+    "datasets": {"datasets", "sandbox", "remote", "core", "disk"},
     "request": {"request", "core"},
     # rooms that only entry points use
     "logs": {"logs", "core"},
@@ -50,11 +53,10 @@ INSIDE = {
     "training": {
         "wire": set(),
         "exports": set(),
-        "sandbox": set(),
         "speedups": set(),
         "supervisor": {"wire"},
         "yolo": {"speedups", "wire"},
-        "child": {"sandbox", "wire", "yolo"},
+        "child": {"wire", "yolo"},
     },
     "request": {
         "fields": set(),

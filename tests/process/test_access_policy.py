@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.process.sandbox_host import needs_landlock, reading
-from trainer.training.sandbox import policy
+from trainer.training.child import access_policy as policy
 
 pytestmark = needs_landlock
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from tests.process.sandbox_host import PROJECT, needs_landlock
-from trainer.training.sandbox import landlock, policy
+from trainer.sandbox import landlock
+from trainer.training.child import access_policy as policy
 
 pytestmark = needs_landlock
 
@@ -36,7 +37,7 @@ def test_unreadable_sample_disables_file_sandbox(tmp_path):
     (tmp_path / "needed").write_text("x")
     code = f"""
 from pathlib import Path
-from trainer.training.sandbox.landlock import AccessPolicy, SandboxUnavailable, confine_files
+from trainer.sandbox.landlock import AccessPolicy, SandboxUnavailable, confine_files
 try:
     confine_files(AccessPolicy(read=(Path("/usr"),), samples=(Path({str(tmp_path / "needed")!r}),)), tcp=False)
 except SandboxUnavailable as error:

@@ -41,7 +41,7 @@ def test_network_is_closed_even_to_this_host(host, listener):
 def test_network_is_closed_for_existing_threads(tmp_path, listener):
     code = f"""
 import threading, socket
-from trainer.training.sandbox.landlock import close_network
+from trainer.sandbox.landlock import close_network
 go, done = threading.Event(), []
 def connect():
     go.wait()

@@ -9,7 +9,7 @@ import pytest
 
 def run_without_network(attempt):
     """Run `attempt` after `refuse_network` in a new process, because `refuse_network` cannot be undone."""
-    program = "import socket, urllib.request\nfrom trainer.training.sandbox.audit_hook import refuse_network\nrefuse_network()\n"
+    program = "import socket, urllib.request\nfrom trainer.sandbox.audit_hook import refuse_network\nrefuse_network()\n"
     return subprocess.run(
         [sys.executable, "-c", program + textwrap.dedent(attempt)],
         capture_output=True,

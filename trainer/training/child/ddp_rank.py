@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from trainer.core.events import ChildStopped, Event, Warned
 from trainer.core.stop import Stopped, StopSignal
+from trainer.sandbox.audit_hook import refuse_network
 from trainer.training.child.event_pipe import EventWriter
 from trainer.training.child.main import FLUSH_SECONDS, Commands, crash_of, leave
-from trainer.training.sandbox.audit_hook import refuse_network
 
 if TYPE_CHECKING:
     from trainer.training.yolo.train import Training

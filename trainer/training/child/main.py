@@ -2,7 +2,7 @@
 
 It reads the training order and stop requests from stdin and writes events to descriptor N (see wire.py). A prestarted
 process, which starts without CUDA_VISIBLE_DEVICES, imports the slow packages before its training order arrives. When
-its training order has arrived, a process enters the sandbox (sandbox/policy.py). Only then does it open the dataset and
+its training order has arrived, a process enters the sandbox (access_policy.py). Only then does it open the dataset and
 the model.
 """
 
@@ -25,9 +25,9 @@ from trainer.core.events import ChildStopped, Crashed, Event, Phase, Warned
 from trainer.core.job import JsonObject
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.sandbox.audit_hook import refuse_network
+from trainer.training.child.access_policy import confine
 from trainer.training.child.event_pipe import EventWriter
-from trainer.training.sandbox.audit_hook import refuse_network
-from trainer.training.sandbox.policy import confine
 from trainer.training.wire import SANDBOX, WireError, decode_command
 from trainer.training.yolo.ddp import RankCrashed
 

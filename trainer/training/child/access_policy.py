@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from trainer.core.ports import TrainingOrder
-from trainer.training.sandbox.landlock import AccessPolicy, SandboxUnavailable, close_network, confine_files
+from trainer.sandbox.landlock import AccessPolicy, SandboxUnavailable, close_network, confine_files
 
 _PROJECT = Path(__file__).parents[3]
 _AMP_CHECK = "yolo26n.pt"  # weights for Ultralytics' test of mixed precision (AMP)
