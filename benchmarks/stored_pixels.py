@@ -115,7 +115,7 @@ def _training(folder: Path, tiny: bool) -> Iterator[Figure]:
         for name, found in ours.items():
             view = _view(datasets, folder, name, imgsz)
             found.append(train_ours(view, folder / f"{name}{turn}", imgsz, epochs))
-            datasets.discard(view.root)
+            datasets.discard(view.root.parent)
     for name, found in ours.items():
         ratio = median(one.seconds / other.seconds for one, other in zip(found, baseline, strict=True))
         is_same = {one.weights for one in found} == {one.weights for one in baseline}

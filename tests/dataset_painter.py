@@ -97,7 +97,7 @@ class OnDisk:
 
 def prepared(
     source: Path,
-    view: Path,
+    folder: Path,
     *,
     task: Task | None = None,
     split: SplitRequest | None = None,
@@ -106,7 +106,7 @@ def prepared(
     events: list | None = None,
     more: tuple[Path, ...] = (),
 ) -> PreparedDataset:
-    """Prepare the dataset at `source` in `view`."""
+    """Prepare the dataset at `source` in the new folder `folder`."""
     datasets = FetchedDatasets(OnDisk(is_private=private), Roots(root or source.parent), "datasets")
     order = DatasetOrder(sources=tuple(str(s) for s in (source, *more)), task=task, split=split)
-    return datasets.prepare(order, view, StopSignal(), (events if events is not None else []).append)
+    return datasets.prepare(order, folder, StopSignal(), (events if events is not None else []).append)

@@ -38,6 +38,14 @@ def test_claim_returns_request_and_updates_row(queue_lab):
     assert queue_lab.worker("w1")["status"] == "busy"
 
 
+def test_claimed_and_next_run_have_their_owner(queue_lab):
+    worker = Worker(id="w1")
+    for owner in ("ann", None):
+        queue_lab.insert(created_by=owner)
+        following = queue_lab.queue.peek(worker)
+        assert (following.created_by, claim(queue_lab, worker.id).job.created_by) == (owner, owner)
+
+
 def test_lease_duration_is_counted_from_the_start_of_the_claim(queue_lab):
     enqueue(queue_lab)
     before = boottime()

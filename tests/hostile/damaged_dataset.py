@@ -116,7 +116,7 @@ def run(tmp_path: Path, damage: Damage, entry: str = "data.yaml", **how) -> str:
 
 def check_view(tmp_path: Path, result) -> None:
     """Check that the view has safe names, links only into the source, known YAML keys, and no file that runs code."""
-    view = tmp_path / "views/run"
+    view = tmp_path / "views/run/view"
     json.dumps(result.summary, allow_nan=False).encode("utf-8")
     assert len(json.dumps(result.summary)) < 1 << 20
     for place, _, files in os.walk(view):

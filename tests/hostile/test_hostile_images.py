@@ -143,7 +143,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: name.encode("unicode_escape").decode()[:24])
 def test_dataset_with_hostile_file_name_is_prepared(tmp_path, name):
     assert run(tmp_path, rename(name)) == "ok"
-    assert len(list((tmp_path / "views/run/images/train").iterdir())) == 2
+    assert len(list((tmp_path / "views/run/view/images/train").iterdir())) == 2
 
 
 def test_images_whose_names_differ_only_in_case_are_kept(tmp_path):
@@ -153,7 +153,7 @@ def test_images_whose_names_differ_only_in_case_are_kept(tmp_path):
             (root / f"labels/train/{name}.txt").write_text("0 .5 .5 .5 .5")
 
     assert run(tmp_path, damage) == "ok"
-    made = [p.name.lower() for p in (tmp_path / "views/run/images/train").iterdir()]
+    made = [p.name.lower() for p in (tmp_path / "views/run/view/images/train").iterdir()]
     assert len(set(made)) == len(made) == 5
 
 

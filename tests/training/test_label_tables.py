@@ -146,7 +146,7 @@ def test_labels_from_table_equal_labels_from_scan(module, scanned, tmp_path, tas
     write_realistic_labels(source.root, task)
     for split in ("train", "val"):
         add_odd_images(source.root / "images" / split)
-    view = prepared(source.data, tmp_path / "view", task=task, private=private)
+    view = prepared(source.data, tmp_path / "run", task=task, private=private)
     expected = labels(module, view, table=False)
     scanned.clear()
     found = labels(module, view, table=True)
@@ -157,7 +157,7 @@ def test_labels_from_table_equal_labels_from_scan(module, scanned, tmp_path, tas
 
 
 def test_labels_from_table_equal_labels_from_scan_with_single_class(module, tmp_path):
-    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
+    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "run")
     expected = labels(module, view, table=False, single_cls=True)
     found = labels(module, view, table=True, single_cls=True)
 
@@ -166,7 +166,7 @@ def test_labels_from_table_equal_labels_from_scan_with_single_class(module, tmp_
 
 
 def test_table_that_differs_from_labels_is_rejected(module, scanned, tmp_path, capsys):
-    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
+    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "run")
     table = view.root / "labels/train.npz"
     with np.load(table) as arrays:
         wrong = {**arrays, "values": arrays["values"] + np.float32(0.001)}
@@ -181,7 +181,7 @@ def test_table_that_differs_from_labels_is_rejected(module, scanned, tmp_path, c
 
 @pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"x" * len(data), lambda data: b""])
 def test_damaged_table_is_ignored(module, tmp_path, damage):
-    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
+    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "run")
     expected = labels(module, view, table=False)
     for split in ("train", "val"):
         table = view.root / f"labels/{split}.npz"
@@ -191,7 +191,7 @@ def test_damaged_table_is_ignored(module, tmp_path, damage):
 
 
 def test_image_missing_in_table_is_scanned(module, tmp_path):
-    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
+    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "run")
     for kind, suffix in {"images": "png", "labels": "txt"}.items():
         first = view.root / kind / "val" / f"000.{suffix}"
         (first.parent / f"more.{suffix}").write_bytes(first.read_bytes())
@@ -202,7 +202,7 @@ def test_image_missing_in_table_is_scanned(module, tmp_path):
 @pytest.mark.training
 @pytest.mark.long
 def test_training_with_table_writes_no_label_cache(tmp_path):
-    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "view")
+    view = prepared(draw(tmp_path / "set", Task.DETECT).data, tmp_path / "run")
     run = run_child(order_for(view, tmp_path / "run", epochs=1), tmp_path, env={FAST_LOADER: str(1 << 30)})
 
     assert isinstance(run.last, Finished), run.output

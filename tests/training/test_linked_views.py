@@ -10,7 +10,7 @@ from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.events import Finished
 from trainer.core.stop import StopSignal
 from trainer.datasets.samples import Sample
-from trainer.datasets.view.links import new_view, placed, write_data_yaml, write_view
+from trainer.datasets.view.links import placed, write_data_yaml, write_view
 
 pytestmark = pytest.mark.training
 
@@ -28,7 +28,6 @@ def test_linked_labels_folder_is_trained_on(tmp_path):
         text = label.read_bytes()
         samples.append(Sample(str(image), image.name, image.parent.name, str(label), text, owned=True))
     before, view = contents(cached), tmp_path / "view"
-    new_view(view)
     write_view(view, placed(samples), StopSignal())
     assert (view / "labels/train").is_symlink()
     data = write_data_yaml(view, NAMES, ("train", "val"), None, None)

@@ -18,7 +18,7 @@ SAMPLES = 3  # linked files that are compared with their images
 
 
 def prepare_run(datasets, source, run_id):
-    """Return the view of a run, with the pixels that earlier runs stored."""
+    """Return the dataset of a run, with the pixels that earlier runs stored."""
     order = DatasetOrder(sources=(str(source.data),), task=source.task, imgsz=IMGSZ)
     return datasets.prepare(order, source.root.parent / run_id, StopSignal(), lambda _: None)
 
@@ -37,7 +37,7 @@ def test_second_run_decodes_samples_only(base, monkeypatch, tmp_path, datasets, 
     install()
     first = prepare_run(datasets, source, "first")
     bare = epoch(first.data, task)
-    datasets.discard(first.root)
+    datasets.discard(first.root.parent)
     second = prepare_run(datasets, source, "second")
     decoded = []
     real = base.imread
@@ -60,7 +60,7 @@ def test_all_stored_pixels_are_removed_if_linked_pixels_are_wrong(base, tmp_path
         data = bytearray(file.read_bytes())
         data[200] ^= 1
         file.write_bytes(data)
-    datasets.discard(first.root)
+    datasets.discard(first.root.parent)
     second = prepare_run(datasets, source, "second")
     assert len(stored_files(second)) == 16
 
@@ -70,7 +70,7 @@ def test_all_stored_pixels_are_removed_if_linked_pixels_are_wrong(base, tmp_path
     for one, other in zip(bare, again, strict=True):
         assert same(one["img"], other["img"])
     # the pixels that the second run stored equal the images
-    datasets.discard(second.root)
+    datasets.discard(second.root.parent)
     third = prepare_run(datasets, source, "third")
     epoch(third.data, Task.DETECT)
     assert "removing all stored pixels" not in capsys.readouterr().out

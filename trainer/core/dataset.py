@@ -81,12 +81,16 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetOrder:
-    """The dataset requirements of a run. If datasets are merged, `sources` has several references."""
+    """The dataset requirements of a run. If datasets are merged, `sources` has several references.
+
+    `owner` is the user who created the run. Results of one owner's runs are never reused for another owner.
+    """
 
     sources: tuple[str, ...]
     task: Task | None = None  # None: detected from the dataset
     split: SplitRequest | None = None
     imgsz: int = 640
+    owner: str | None = None  # None: the run was inserted by the service itself
 
 
 @dataclass(frozen=True, kw_only=True)

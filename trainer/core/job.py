@@ -103,6 +103,7 @@ class Job:
     last_reported_epoch: int = 0  # last epoch in the history of the run
     last_reported_attempt: int = 0  # attempt that reported this epoch
     gpus: int = 1  # number of GPUs that the run needs at the same time
+    created_by: str | None = None  # the user who created the run; None: the service itself
     waited: float | None = None  # seconds between insert and first claim, by the clock of the queue
 
 

@@ -204,17 +204,17 @@ class Datasets(Protocol):
     def prepare(
         self,
         order: DatasetOrder,
-        view: Path,
+        folder: Path,
         stop: StopSignal,
         on_event: Callable[[Event], None],
     ) -> PreparedDataset:
-        """Fetch, convert, check and link the dataset into the new folder `view`. Raises DatasetError, Unavailable."""
+        """Fetch and check the dataset; create its view in the new `folder`. Raises DatasetError, Unavailable."""
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
         """Download the files for `prepare` into the caches. Raises the errors of `prepare`."""
 
-    def discard(self, view: Path, *, keep: bool = False) -> None:
-        """Move reusable files from the view of an ended run to the caches. Remove the view unless `keep` is set."""
+    def discard(self, folder: Path, *, keep: bool = False) -> None:
+        """Copy reusable files of an ended run into the caches. Remove `folder` unless `keep` is set."""
 
 
 class Weights(Protocol):

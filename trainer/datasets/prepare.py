@@ -21,7 +21,7 @@ from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import Roots, parse_reference
-from trainer.datasets.view.links import new_view
+from trainer.datasets.view.links import VIEW, new_folder
 from trainer.disk.removal import remove_tree
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ class FetchedDatasets:
     facts: FactsCache | None = None
     pixels: PixelCache | None = None
 
-    def prepare(self, order: DatasetOrder, view: Path, stop: StopSignal, on_event: OnEvent) -> PreparedDataset:
+    def prepare(self, order: DatasetOrder, folder: Path, stop: StopSignal, on_event: OnEvent) -> PreparedDataset:
         """See `core.ports.Datasets`. Each warning is also an event."""
         from trainer.datasets.view.build import build
 
         report = Report()
-        checked = self._checked(order, view, stop, report, on_event)
+        checked = self._checked(order, folder, stop, report, on_event)
         with _without_garbage_collector():
-            prepared = build(order, checked, view, stop, report, self.pixels)
+            prepared = build(order, checked, folder / VIEW, stop, report, self.pixels)
         for finding in prepared.findings:
             if finding.level == "warning":
                 on_event(Warned(code=finding.code, message=finding.message))
@@ -68,39 +68,41 @@ class FetchedDatasets:
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
         """See `core.ports.Datasets`. Facts about the images are saved for the next run."""
-        with self.fetcher.cache.temporary() as view:
-            self._checked(order, view, stop, Report(), lambda _: None)
+        with self.fetcher.cache.temporary() as folder:
+            self._checked(order, folder, stop, Report(), lambda _: None)
 
-    def discard(self, view: Path, *, keep: bool = False) -> None:
+    def discard(self, folder: Path, *, keep: bool = False) -> None:
         """See `core.ports.Datasets`."""
         if self.pixels:
             with contextlib.suppress(RecursionError):  # a hostile training can nest folders very deeply
-                self.pixels.take_over(view)
+                self.pixels.take_over(folder / VIEW)
         if not keep:
             with contextlib.suppress(OSError):  # remaining files are removed later
-                remove_tree(view)
+                remove_tree(folder)
 
     def check(
-        self, order: DatasetOrder, staging: Path, stop: StopSignal, on_event: OnEvent, sheet: Path | None = None
+        self, order: DatasetOrder, folder: Path, stop: StopSignal, on_event: OnEvent, sheet: Path | None = None
     ) -> CheckResult:
         """Check a dataset like `prepare`, but return all findings. If `sheet` is given, draw samples into this file.
 
-        `staging` is a new folder for fetched files; the caller removes it.
+        `folder` is a new folder for fetched files; the caller removes it.
         Raises the same errors as `prepare`, but `DatasetError` only if the dataset cannot be checked at all.
         """
         from trainer.datasets.checks.check import summary
         from trainer.datasets.view.contact_sheet import draw_sheet
 
         report = Report()
-        checked = self._checked(order, staging, stop, report, on_event)
+        checked = self._checked(order, folder, stop, report, on_event)
         drawn = draw_sheet(checked, sheet) if sheet else 0
         return CheckResult(findings=report.findings, summary=summary(checked, report), drawn=drawn)
 
-    def _checked(self, order: DatasetOrder, view: Path, stop: StopSignal, report: Report, on_event: OnEvent) -> Checked:
-        """Fetch, recognize and check all sources. Fetched files are kept as long as the new folder `view` exists."""
+    def _checked(
+        self, order: DatasetOrder, folder: Path, stop: StopSignal, report: Report, on_event: OnEvent
+    ) -> Checked:
+        """Fetch, recognize and check all sources. Fetched files are kept as long as the new folder `folder` exists."""
         from trainer.datasets.checks.check import check_all  # this imports numpy, which an idle worker does not need
 
-        new_view(view)
+        new_folder(folder)
         datasets = []
         for number, source in enumerate(order.sources):
             ref = parse_reference(
@@ -109,7 +111,7 @@ class FetchedDatasets:
                 datasets_bucket=self.datasets_bucket,
                 storage_base_url=self.storage_base_url,
             )
-            fetched = self.fetcher.fetch(ref, view / f"source{number}", stop, on_event)
+            fetched = self.fetcher.fetch(ref, folder / f"source{number}", stop, on_event)
             report.extend(fetched.findings)
             root = fetched.root.resolve()
             roots = Roots(root) if fetched.is_private else self.roots

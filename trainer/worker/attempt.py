@@ -64,7 +64,7 @@ class Attempt:
             self._release_slots()
 
     def clean_up(self) -> None:
-        """Remove the dataset view, unless `keep_views` is set."""
+        """Remove the folder of the dataset, unless `keep_views` is set."""
         self._services.datasets.discard(self._view, keep=self._services.folders.keep_views)
 
     def _train(self) -> Finished:
@@ -101,7 +101,7 @@ class Attempt:
         return fetch_with_retries(lambda: self._from_checkpoint(order, setup), run)
 
     def _prepare(self, plan: TrainPlan) -> PreparedDataset:
-        order = dataset_order(plan)
+        order = dataset_order(plan, self._job)
         with contextlib.suppress(OSError):  # `prepare` reports a view that cannot be removed
             remove_tree(self._view)
         dataset = self._services.datasets.prepare(order, self._view, self._run.stop, self._run.events.record)

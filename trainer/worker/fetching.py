@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from trainer.core.dataset import DatasetOrder
 from trainer.core.errors import Misconfigured, ObjectMissing, Unavailable
+from trainer.core.job import Job
 from trainer.core.plan import TrainPlan
 from trainer.core.retry import RetryPolicy, retrying
 from trainer.worker.run_context import RunContext
@@ -17,9 +18,9 @@ T = TypeVar("T")
 FETCH_RETRIES = RetryPolicy(tries=100_000, first_wait=1.0, longest_wait=15.0, total_seconds=300)
 
 
-def dataset_order(plan: TrainPlan) -> DatasetOrder:
-    """Return the argument of `Datasets.prepare` for a plan."""
-    return DatasetOrder(sources=plan.sources, task=plan.task, split=plan.split, imgsz=plan.imgsz)
+def dataset_order(plan: TrainPlan, job: Job) -> DatasetOrder:
+    """Return the argument of `Datasets.prepare` for a run."""
+    return DatasetOrder(sources=plan.sources, task=plan.task, split=plan.split, imgsz=plan.imgsz, owner=job.created_by)
 
 
 def fetch_with_retries(fetch: Callable[[], T], run: RunContext) -> T:

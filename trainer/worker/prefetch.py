@@ -58,7 +58,7 @@ class Prefetcher:
             if job is None or job.id == self._last:
                 return
             self._last = job.id
-            self.datasets.prefetch(dataset_order(self.parse(job.request)), stop)
+            self.datasets.prefetch(dataset_order(self.parse(job.request), job), stop)
             log.info("dataset prefetched", run_id=job.id)
         except (TrainerError, OSError) as error:
             log.debug("dataset not prefetched", error=str(error))

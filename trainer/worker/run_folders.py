@@ -37,7 +37,7 @@ class RunFolders:
         return RunFolder.of(self.runs, job.id, job.attempt)
 
     def view(self, job: Job) -> Path:
-        """Return the folder of this attempt's dataset view."""
+        """Return the folder of this attempt's dataset. It contains the view and the fetched files."""
         return self.views / f"{VIEW_PREFIX}{name_of(job.id, job.attempt)}"
 
     def attempts(self, run_id: str) -> list[RunFolder]:

@@ -53,9 +53,9 @@ def rows(view: Path) -> dict[str, list[list[float]]]:
 
 def test_boxes_and_classes_are_read_and_images_are_split_by_default(tmp_path):
     entry = write(tmp_path / "set", document())
-    result = prepared(entry, tmp_path / "view")
+    result = prepared(entry, tmp_path / "run")
     assert (result.task, result.names, dict(result.images)) == (Task.DETECT, ("square", "disc"), {"train": 8, "val": 2})
-    found = rows(tmp_path / "view")
+    found = rows(tmp_path / "run/view")
     for number in range(10):
         assert found[f"{number:04}"] == [pytest.approx([number % 2, *drawn(number).box], abs=1e-6)]
 
@@ -64,18 +64,18 @@ def test_boxes_and_classes_are_read_and_images_are_split_by_default(tmp_path):
 def test_impossible_image_size_in_annotation_file_is_ignored(tmp_path, size):
     content = document()
     content["images"][0] |= {"width": size, "height": size}
-    prepared(write(tmp_path / "set", content), tmp_path / "view")
-    assert rows(tmp_path / "view")["0000"] == [pytest.approx([0, *drawn(0).box], abs=1e-6)]
+    prepared(write(tmp_path / "set", content), tmp_path / "run")
+    assert rows(tmp_path / "run/view")["0000"] == [pytest.approx([0, *drawn(0).box], abs=1e-6)]
 
 
 def test_class_name_with_broken_unicode_is_repaired(tmp_path):
     content = document(categories=[{"id": 9, "name": "square\ud800"}, {"id": 4, "name": "disc"}])
-    assert prepared(write(tmp_path / "set", content), tmp_path / "view").names == ("square\ufffd", "disc")
+    assert prepared(write(tmp_path / "set", content), tmp_path / "run").names == ("square\ufffd", "disc")
 
 
 def test_folder_with_annotation_file_is_recognized(tmp_path):
     write(tmp_path / "set", document())
-    assert dict(prepared(tmp_path / "set", tmp_path / "view").images) == {"train": 8, "val": 2}
+    assert dict(prepared(tmp_path / "set", tmp_path / "run").images) == {"train": 8, "val": 2}
 
 
 @pytest.mark.parametrize("key", [str, int])
@@ -84,15 +84,15 @@ def test_embedded_split_matches_image_ids_as_text_or_numbers(tmp_path, key):
     content = document(split_config={"method": "manual", "splits": splits})
     for image in content["images"]:
         image["id"] = key(image["id"])
-    result = prepared(write(tmp_path / "set", content), tmp_path / "view")
+    result = prepared(write(tmp_path / "set", content), tmp_path / "run")
     assert dict(result.images) == {"train": 7, "val": 3}
-    assert {path.stem for path in (tmp_path / "view/images/val").iterdir()} == {"0000", "0001", "0002"}
+    assert {path.stem for path in (tmp_path / "run/view/images/val").iterdir()} == {"0000", "0001", "0002"}
 
 
 def test_requested_split_overrides_embedded_split(tmp_path):
     content = document(split_config={"splits": {"100": "val"}})
     split = SplitRequest(train_ratio=0.8, assigned={"105": "val", "106": "test"})
-    result = prepared(write(tmp_path / "set", content), tmp_path / "view", split=split)
+    result = prepared(write(tmp_path / "set", content), tmp_path / "run", split=split)
     assert dict(result.images) == {"train": 8, "val": 1, "test": 1}
 
 
@@ -101,7 +101,7 @@ def test_requested_split_overrides_embedded_split(tmp_path):
     [{"default_ratio": [0.5, 0.5]}, {"ratio": [0.5, 0.5], "seed": 3}, {"train_ratio": 0.5, "val_ratio": 0.5}],
 )
 def test_embedded_split_ratios_are_used(tmp_path, config):
-    result = prepared(write(tmp_path / "set", document(split_config=config)), tmp_path / "view")
+    result = prepared(write(tmp_path / "set", document(split_config=config)), tmp_path / "run")
     assert dict(result.images) == {"train": 5, "val": 5}
 
 
@@ -122,9 +122,9 @@ def test_nested_annotations_and_background_class_of_dice_are_read(tmp_path):
             for n in range(10)
         ],
     }
-    result = prepared(write(tmp_path / "set", content), tmp_path / "view")
+    result = prepared(write(tmp_path / "set", content), tmp_path / "run")
     assert result.names == ("square", "disc")
-    found = rows(tmp_path / "view")
+    found = rows(tmp_path / "run/view")
     assert found["0009"] == []
     assert found["0001"][0][0] == 1
 
@@ -143,9 +143,9 @@ def test_polygons_are_kept_and_masks_become_polygons(tmp_path):
     ]
     for number, annotation in enumerate(content["annotations"]):
         annotation["segmentation"] = shapes[number % 4]
-    result = prepared(write(tmp_path / "set", content), tmp_path / "view")
+    result = prepared(write(tmp_path / "set", content), tmp_path / "run")
     assert result.task is Task.SEGMENT
-    found = rows(tmp_path / "view")
+    found = rows(tmp_path / "run/view")
     assert found["0000"][0][1:] == pytest.approx([n / SIZE for n in (2, 2, 12, 2, 14, 9, 3, 12)])
     for name in ("0001", "0002"):
         xs, ys = found[name][0][1::2], found[name][0][2::2]
@@ -158,7 +158,7 @@ def test_polygons_equal_to_boxes_are_read_as_boxes(tmp_path):
     for annotation in content["annotations"]:
         x, y, w, h = annotation["bbox"]
         annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    assert prepared(write(tmp_path / "set", content), tmp_path / "view").task is Task.DETECT
+    assert prepared(write(tmp_path / "set", content), tmp_path / "run").task is Task.DETECT
 
 
 def test_keypoints_and_flip_idx_are_read(tmp_path):
@@ -170,10 +170,10 @@ def test_keypoints_and_flip_idx_are_read(tmp_path):
     )
     for annotation in content["annotations"]:
         annotation["keypoints"] = [16, 8, 2, 4, 4, 1, 0, 0, 0]
-    result = prepared(write(tmp_path / "set", content), tmp_path / "view")
+    result = prepared(write(tmp_path / "set", content), tmp_path / "run")
     data = yaml.safe_load(result.data.read_text())
     assert (result.task, data["kpt_shape"], data["flip_idx"]) == (Task.POSE, [3, 3], [0, 2, 1])
-    assert rows(tmp_path / "view")["0000"][0][5:] == pytest.approx([0.5, 0.25, 2, 0.125, 0.125, 1, 0, 0, 0])
+    assert rows(tmp_path / "run/view")["0000"][0][5:] == pytest.approx([0.5, 0.25, 2, 0.125, 0.125, 1, 0, 0, 0])
 
 
 def test_annotation_file_of_each_split_is_read_for_coco_and_roboflow(tmp_path):
@@ -203,18 +203,18 @@ def test_classes_of_whole_images_become_classification_dataset(tmp_path):
     del content["annotations"]
     for number, image in enumerate(content["images"]):
         image["annotation"] = {"class_id": (9, 4)[number % 2], "confidence": 1.0}
-    result = prepared(write(tmp_path / "set", content), tmp_path / "view")
+    result = prepared(write(tmp_path / "set", content), tmp_path / "run")
     assert result.task is Task.CLASSIFY
-    assert {path.name for path in (tmp_path / "view/train").iterdir()} == {"0_square", "1_disc"}
+    assert {path.name for path in (tmp_path / "run/view/train").iterdir()} == {"0_square", "1_disc"}
 
 
 def test_crowd_annotations_and_annotations_of_unknown_images_are_reported(tmp_path):
     content = document()
     content["annotations"][0]["iscrowd"] = 1
     content["annotations"][1]["image_id"] = 7777
-    result = prepared(write(tmp_path / "set", content), tmp_path / "view")
+    result = prepared(write(tmp_path / "set", content), tmp_path / "run")
     assert {"coco_crowd", "coco_orphan"} <= {finding.code for finding in result.findings}
-    assert rows(tmp_path / "view")["0000"] == []
+    assert rows(tmp_path / "run/view")["0000"] == []
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_invalid_annotation_file_is_rejected_with_reason(tmp_path, spoil, sign):
     spoil(content)
     entry = write(tmp_path / "set", content)
     with pytest.raises(DatasetError, match=sign):
-        prepared(entry, tmp_path / "view")
+        prepared(entry, tmp_path / "run")
 
 
 def test_images_are_found_by_name_in_any_folder(tmp_path):
@@ -249,13 +249,13 @@ def test_images_are_found_by_name_in_any_folder(tmp_path):
     for image in content["images"]:
         image["file_name"] = "C:\\export\\" + image["file_name"]
     entry = write(tmp_path / "set", content, images="somewhere/deep")
-    assert sum(prepared(entry, tmp_path / "view").images.values()) == 10
+    assert sum(prepared(entry, tmp_path / "run").images.values()) == 10
 
 
 def test_ambiguous_image_name_is_rejected_unless_images_folder_contains_it(tmp_path):
     write(tmp_path / "set", document(), images="a")
     entry = write(tmp_path / "set", document(), images="b")
     with pytest.raises(DatasetError, match=r"0000.jpg matches a/0000.jpg and b/0000.jpg; add the folder"):
-        prepared(entry, tmp_path / "view")
+        prepared(entry, tmp_path / "run")
     write(tmp_path / "set", document(), images="images")
-    assert sum(prepared(entry, tmp_path / "view2").images.values()) == 10
+    assert sum(prepared(entry, tmp_path / "run2").images.values()) == 10

@@ -24,6 +24,10 @@ from trainer.datasets.source.reference import Roots
 FACT = Facts("jpeg", 3, 4, 5, b"digest", "broken", has_trailing_data=True)
 
 
+def order(*sources: str, owner: str | None = None) -> DatasetOrder:
+    return DatasetOrder(sources=sources, owner=owner)
+
+
 @pytest.fixture
 def read_images(monkeypatch) -> list[str]:
     """Return a list that receives the name of each image that the service reads."""
@@ -40,8 +44,7 @@ def read_images(monkeypatch) -> list[str]:
 
 def prepare(tmp_path: Path, view: str):
     datasets = FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", facts=FactsCache(tmp_path / "facts"))
-    order = DatasetOrder(sources=(str(tmp_path / "set/data.yaml"),))
-    return datasets.prepare(order, tmp_path / view, StopSignal(), lambda _: None)
+    return datasets.prepare(order(str(tmp_path / "set/data.yaml")), tmp_path / view, StopSignal(), lambda _: None)
 
 
 def test_second_run_reads_no_image_and_has_same_result(tmp_path, read_images):
@@ -88,10 +91,11 @@ def test_added_and_removed_images_are_noticed(tmp_path, read_images):
 
 def test_saved_image_facts_are_loaded_unchanged(tmp_path):
     cache = FactsCache(tmp_path / "facts")
-    assert cache.load(["a"]) == {}
-    cache.save(["a"], {"id": FACT})
-    assert cache.load(["a"]) == {"id": FACT}
-    assert cache.load(["b"]) == {}
+    assert cache.load(order("a")) == {}
+    cache.save(order("a"), {"id": FACT})
+    assert cache.load(order("a")) == {"id": FACT}
+    assert cache.load(order("b")) == {}
+    assert cache.load(order("a", owner="ann")) == {}
     assert [path.suffix for path in (tmp_path / "facts").iterdir()] == [".json"]
 
 
@@ -100,32 +104,32 @@ def test_saved_image_facts_are_loaded_unchanged(tmp_path):
 )
 def test_damaged_file_of_image_facts_is_ignored(tmp_path, content):
     cache = FactsCache(tmp_path)
-    cache.save(["a"], {"id": FACT})
+    cache.save(order("a"), {"id": FACT})
     next(tmp_path.glob("*.json")).write_bytes(content)
-    assert cache.load(["a"]) == {}
+    assert cache.load(order("a")) == {}
 
 
 def test_image_facts_of_other_version_are_ignored(tmp_path, monkeypatch):
     cache = FactsCache(tmp_path)
-    cache.save(["a"], {"id": FACT})
+    cache.save(order("a"), {"id": FACT})
     monkeypatch.setattr(facts_cache, "VERSION", facts_cache.VERSION + 1)
-    assert cache.load(["a"]) == {}
+    assert cache.load(order("a")) == {}
 
 
 def test_unwritable_folder_of_image_facts_is_ignored(tmp_path):
     (tmp_path / "file").write_text("")
-    FactsCache(tmp_path / "file/facts").save(["a"], {"id": FACT})
-    assert FactsCache(tmp_path / "file/facts").load(["a"]) == {}
+    FactsCache(tmp_path / "file/facts").save(order("a"), {"id": FACT})
+    assert FactsCache(tmp_path / "file/facts").load(order("a")) == {}
 
 
 def test_image_facts_of_least_recently_used_datasets_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(facts_cache, "MAX_DATASETS", 2)
     cache = FactsCache(tmp_path)
     for number, source in enumerate("abc"):
-        cache.save([source], {"id": FACT})
+        cache.save(order(source), {"id": FACT})
         os.utime(max(tmp_path.glob("*.json"), key=lambda path: path.stat().st_mtime_ns), ns=(number, number + 1))
-    cache.save(["d"], {"id": FACT})
-    assert [bool(cache.load([source])) for source in "abcd"] == [False, False, True, True]
+    cache.save(order("d"), {"id": FACT})
+    assert [bool(cache.load(order(source))) for source in "abcd"] == [False, False, True, True]
 
 
 def test_hard_link_changes_identity_of_user_file_but_not_of_cached_file(tmp_path):

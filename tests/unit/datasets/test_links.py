@@ -31,16 +31,16 @@ def test_cached_files_are_hard_links_and_user_files_are_symlinks(tmp_path):
     prepared(data, tmp_path / "ours", private=True)
     prepared(data, tmp_path / "users")
     for place in ("images/train/0000.jpg", "labels/train/0000.txt"):
-        assert (tmp_path / "ours" / place).samefile(tmp_path / "set" / place)
-        assert not (tmp_path / "ours" / place).is_symlink()
-    assert (tmp_path / "users/images/train/0000.jpg").is_symlink()
-    assert not (tmp_path / "users/labels/train/0000.txt").samefile(tmp_path / "set/labels/train/0000.txt")
+        assert (tmp_path / "ours/view" / place).samefile(tmp_path / "set" / place)
+        assert not (tmp_path / "ours/view" / place).is_symlink()
+    assert (tmp_path / "users/view/images/train/0000.jpg").is_symlink()
+    assert not (tmp_path / "users/view/labels/train/0000.txt").samefile(tmp_path / "set/labels/train/0000.txt")
 
 
 def test_cached_folder_of_unchanged_labels_is_one_symlink(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/labels/val/0006.txt").write_text("0,.5,.5,.5,.5\n")
-    view = prepared(data, tmp_path / "view", private=True).root
+    view = prepared(data, tmp_path / "run", private=True).root
     assert (view / "labels/train").readlink() == tmp_path / "set/labels/train"
     assert not (view / "labels/val").is_symlink()
     assert (view / "labels/val/0007.txt").samefile(tmp_path / "set/labels/val/0007.txt")
@@ -51,7 +51,7 @@ def test_cached_folder_of_unchanged_labels_is_one_symlink(tmp_path):
 def test_labels_of_renamed_images_are_linked_one_by_one(tmp_path):
     paint(tmp_path / "set", images="images/{split}/a", labels="labels/{split}/a")
     data = paint(tmp_path / "set", images="images/{split}/b", labels="labels/{split}/b")
-    view = prepared(data, tmp_path / "view", private=True).root
+    view = prepared(data, tmp_path / "run", private=True).root
     assert not (view / "labels/train").is_symlink()
     assert len(list((view / "labels/train").iterdir())) == len(list((view / "images/train").iterdir())) == 12
 
@@ -60,8 +60,8 @@ def test_converted_label_is_a_new_file_and_original_is_kept(tmp_path):
     data = paint(tmp_path / "set")
     label = tmp_path / "set/labels/train/0000.txt"
     label.write_text("0,.5,.5,.5,.5\n")
-    prepared(data, tmp_path / "view", private=True)
-    assert (tmp_path / "view/labels/train/0000.txt").read_text() == "0 0.5 0.5 0.5 0.5\n"
+    prepared(data, tmp_path / "run", private=True)
+    assert (tmp_path / "run/view/labels/train/0000.txt").read_text() == "0 0.5 0.5 0.5 0.5\n"
     assert label.read_text() == "0,.5,.5,.5,.5\n"
 
 
@@ -70,8 +70,8 @@ def test_jpeg_that_ultralytics_would_rewrite_is_copied(tmp_path, private):
     data = paint(tmp_path / "set")
     source = tmp_path / "set/images/train/0000.jpg"
     source.write_bytes(source.read_bytes() + b"\0\0\0")
-    prepared(data, tmp_path / "view", private=private)
-    copy = tmp_path / "view/images/train/0000.jpg"
+    prepared(data, tmp_path / "run", private=private)
+    copy = tmp_path / "run/view/images/train/0000.jpg"
     assert not copy.is_symlink()
     assert not copy.samefile(source)
     assert copy.read_bytes() == source.read_bytes()
@@ -97,9 +97,9 @@ def test_full_disk_raises_machine_failed(tmp_path, image, monkeypatch):
 
 def test_existing_view_raises_machine_failed(tmp_path):
     data = paint(tmp_path / "set")
-    prepared(data, tmp_path / "view")
+    prepared(data, tmp_path / "run")
     with pytest.raises(MachineFailed, match="File exists"):
-        prepared(data, tmp_path / "view")
+        prepared(data, tmp_path / "run")
 
 
 def test_error_about_removed_image_contains_its_name(tmp_path):

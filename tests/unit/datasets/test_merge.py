@@ -38,10 +38,10 @@ def test_different_keypoints_cannot_be_merged():
 def test_images_with_equal_names_are_kept_and_labels_are_renumbered(tmp_path):
     one = paint(tmp_path / "one")
     two = paint(tmp_path / "two", yaml="train: images/train\nval: images/val\nnames: [disc, square]\n")
-    result = prepared(one, tmp_path / "view", more=(two,), root=tmp_path)
+    result = prepared(one, tmp_path / "run", more=(two,), root=tmp_path)
     assert result.names == ("square", "disc")
     assert dict(result.images) == {"train": 12, "val": 4}
-    labels = [p.read_text() for p in sorted((tmp_path / "view/labels/train").iterdir())]
+    labels = [p.read_text() for p in sorted((tmp_path / "run/view/labels/train").iterdir())]
     assert sorted(text.split()[0] for text in labels) == ["0"] * 6 + ["1"] * 6
     assert len(set(labels)) == 12  # both sources have the same boxes, but different class numbers
     assert "image_duplicate" in {finding.code for finding in result.findings}

@@ -71,7 +71,7 @@ def test_next_view_has_pixels_of_previous_training(host):
 def test_pixels_of_kept_view_are_cached(host, tmp_path):
     keep(host.prepare("v1"))
     host.discard("v1", keep=True)
-    assert len(list((tmp_path / "v1").glob("images/*/*.jpg"))) == 8
+    assert len(list((tmp_path / "v1/view").glob("images/*/*.jpg"))) == 8
     assert len(linked(host.prepare("v2"))) == 8
 
 

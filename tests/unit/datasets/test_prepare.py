@@ -29,11 +29,11 @@ def everything_in(folder: Path) -> dict[str, str]:
 
 def test_detection_dataset_becomes_view_of_links_with_new_yaml(tmp_path):
     data = paint(tmp_path / "set")
-    result = prepared(data, tmp_path / "view")
+    result = prepared(data, tmp_path / "run")
     assert result.task is Task.DETECT
     assert result.names == ("square", "disc")
     assert dict(result.images) == {"train": 6, "val": 2}
-    view = tmp_path / "view"
+    view = tmp_path / "run/view"
     assert yaml.safe_load(result.data.read_text()) == {
         "path": str(view),
         "train": "images/train",
@@ -50,16 +50,16 @@ def test_files_of_user_are_unchanged(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/labels/train/0000.txt").write_text("0,0.5,0.5,1.002,0.5\r\n0,0.5,0.5,1.002,0.5\r\n")
     before = everything_in(tmp_path / "set")
-    prepared(data, tmp_path / "view")
+    prepared(data, tmp_path / "run")
     assert everything_in(tmp_path / "set") == before
 
 
 @pytest.mark.parametrize("task", [Task.SEGMENT, Task.POSE, Task.OBB, Task.DETECT])
 def test_labels_of_every_task_are_kept(tmp_path, task):
     data = paint(tmp_path / "set", task=task)
-    result = prepared(data, tmp_path / "view", task=task)
+    result = prepared(data, tmp_path / "run", task=task)
     assert result.task is task
-    assert (tmp_path / "view/labels/train/0001.txt").read_text() == drawn(1).row(task) + "\n"
+    assert (tmp_path / "run/view/labels/train/0001.txt").read_text() == drawn(1).row(task) + "\n"
 
 
 def test_all_errors_are_reported_in_one_exception(tmp_path):
@@ -70,7 +70,7 @@ def test_all_errors_are_reported_in_one_exception(tmp_path):
     (labels / "0002.txt").write_text("1 .5 .5\n")
     (tmp_path / "set/images/train/0003.jpg").write_bytes(b"")
     with pytest.raises(DatasetError) as caught:
-        prepared(data, tmp_path / "view")
+        prepared(data, tmp_path / "run")
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 4
     for sign in ("class 7", "pixels", "wrong number of columns", "0003.jpg: empty"):
@@ -80,8 +80,8 @@ def test_all_errors_are_reported_in_one_exception(tmp_path):
 def test_missing_val_is_rejected_unless_split_is_requested(tmp_path):
     data = paint(tmp_path / "set", train=10, val=0, yaml="train: images/train\nnames: [a, b]\n")
     with pytest.raises(DatasetError, match="train_ratio"):
-        prepared(data, tmp_path / "view")
-    result = prepared(data, tmp_path / "view2", split=SplitRequest(train_ratio=0.8))
+        prepared(data, tmp_path / "run")
+    result = prepared(data, tmp_path / "run2", split=SplitRequest(train_ratio=0.8))
     assert dict(result.images) == {"train": 8, "val": 2}
 
 
@@ -109,7 +109,7 @@ def test_rows_of_four_corners_are_polygons_unless_obb_is_requested(tmp_path):
 def test_summary_is_json_of_limited_size(tmp_path):
     names = ", ".join(f"c{n}" for n in range(5000))
     data = paint(tmp_path / "set", yaml=f"train: images/train\nval: images/val\nnames: [{names}]\n")
-    summary = prepared(data, tmp_path / "view").summary
+    summary = prepared(data, tmp_path / "run").summary
     assert len(json.dumps(summary)) < 64 << 10
     assert (summary["task"], summary["classes"], summary["images"]) == ("detect", 5000, {"train": 6, "val": 2})
     assert summary["labels"]["train"]["c0"] == 3
@@ -120,13 +120,13 @@ def test_view_with_very_deep_folders_is_discarded(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=10**9, reserve=0)
     datasets = FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", pixels=PixelCache(cache))
     for place in ("", "pixels"):
-        view = tmp_path / f"view{place}"
-        (view / place).mkdir(parents=True)
-        nest(view / place)
+        run = tmp_path / f"run{place}"
+        (run / "view" / place).mkdir(parents=True)
+        nest(run / "view" / place)
 
-        datasets.discard(view)
+        datasets.discard(run)
 
-        assert not view.exists()
+        assert not run.exists()
 
 
 def nest(folder):

@@ -23,13 +23,13 @@ def test_duplicate_images_within_and_across_splits_are_reported(tmp_path):
     images = tmp_path / "set/images"
     (images / "train/0001.jpg").write_bytes((images / "train/0000.jpg").read_bytes())
     (images / "val/0006.jpg").write_bytes((images / "train/0002.jpg").read_bytes())
-    codes = found(prepared(data, tmp_path / "view"))
+    codes = found(prepared(data, tmp_path / "run"))
     assert (codes["image_duplicate"], codes["split_leak"]) == (1, 1)
 
 
 def test_val_equal_to_train_is_reported(tmp_path):
     data = paint(tmp_path / "set", yaml="train: images/train\nval: images/train\nnames: [a, b]\n")
-    result = prepared(data, tmp_path / "view")
+    result = prepared(data, tmp_path / "run")
     assert found(result)["split_leak"] == 6
 
 
@@ -38,7 +38,7 @@ def test_warnings_are_reported_as_events(tmp_path):
     (tmp_path / "set/labels/train/0000.txt").unlink()
     (tmp_path / "set/labels/train/orphan.txt").write_text("0 .5 .5 .1 .1\n")
     events = []
-    result = prepared(data, tmp_path / "view", events=events)
+    result = prepared(data, tmp_path / "run", events=events)
     assert {event.code for event in events if isinstance(event, Warned)} >= {
         "image_without_label",
         "label_without_image",
@@ -49,7 +49,7 @@ def test_warnings_are_reported_as_events(tmp_path):
 def test_empty_label_file_is_background_and_is_reported(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/labels/train/0000.txt").write_text("")
-    finding = next(f for f in prepared(data, tmp_path / "view").findings if f.code == "image_background")
+    finding = next(f for f in prepared(data, tmp_path / "run").findings if f.code == "image_background")
     assert (finding.level, finding.count) == ("note", 1)
 
 
@@ -61,7 +61,7 @@ def test_split_without_labels_is_rejected(tmp_path, split, sign):
     for label in (tmp_path / f"set/labels/{split}").iterdir():
         label.write_text("")
     with pytest.raises(DatasetError, match=sign):
-        prepared(data, tmp_path / "view")
+        prepared(data, tmp_path / "run")
 
 
 @pytest.mark.parametrize("label_files", ["empty", "missing"])
@@ -70,7 +70,7 @@ def test_dataset_without_labels_is_rejected_with_the_message_of_the_web_app(tmp_
     for label in (tmp_path / "set/labels").rglob("*.txt"):
         label.write_text("") if label_files == "empty" else label.unlink()
     with pytest.raises(DatasetError) as caught:
-        prepared(data, tmp_path / "view")
+        prepared(data, tmp_path / "run")
     assert (
         "No labeled annotations found in the dataset. Add labels (and ensure class names are assigned) then retry."
         in caught.value.problems
@@ -79,7 +79,7 @@ def test_dataset_without_labels_is_rejected_with_the_message_of_the_web_app(tmp_
 
 def test_empty_and_rare_classes_are_reported(tmp_path):
     data = paint(tmp_path / "set", yaml="train: images/train\nval: images/val\nnames: [a, b, c]\n")
-    codes = found(prepared(data, tmp_path / "view"))
+    codes = found(prepared(data, tmp_path / "run"))
     assert (codes["class_empty"], codes["class_rare"]) == (1, 2)
 
 
@@ -94,7 +94,7 @@ def test_class_numbers_that_start_at_one_are_rejected(tmp_path):
     for number, label in enumerate(sorted((tmp_path / "set/labels").rglob("*.txt"))):
         label.write_text(f"{number % 2 + 1} .5 .5 .1 .1\n")
     with pytest.raises(DatasetError, match="count classes from 1 to 2"):
-        prepared(data, tmp_path / "view")
+        prepared(data, tmp_path / "run")
 
 
 def test_image_sizes_are_summarized():
@@ -117,6 +117,6 @@ def test_inspection_of_images_can_be_stopped(tmp_path):
 def test_image_with_wrong_suffix_is_reported_and_kept(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/images/train/0000.jpg").rename(tmp_path / "set/images/train/0000.png")
-    result = prepared(data, tmp_path / "view")
+    result = prepared(data, tmp_path / "run")
     assert found(result)["image_suffix"] == 1
     assert result.images["train"] == 6

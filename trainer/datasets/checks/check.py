@@ -141,11 +141,11 @@ def _label_text(sample: Sample, path: str, report: Report) -> bytes:
 def _inspected(
     order: DatasetOrder, samples: Sequence[Sample], stop: StopSignal, report: Report, cache: FactsCache | None
 ) -> list[Sample]:
-    known = cache.load(order.sources) if cache else {}
+    known = cache.load(order) if cache else {}
     before = set(known)
     samples = statistics.inspect(samples, known, report, stop)
     if cache and known.keys() != before:
-        cache.save(order.sources, known)
+        cache.save(order, known)
     return samples
 
 

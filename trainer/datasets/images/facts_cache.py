@@ -7,10 +7,10 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trainer.core.dataset import DatasetOrder
 from trainer.datasets.images.header import Facts
 
 VERSION = 2  # increase it when `images.header.facts` changes; files with another version are ignored
@@ -23,9 +23,12 @@ class FactsCache:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def load(self, sources: Sequence[str]) -> dict[str, Facts]:
-        """Return the saved facts about the images of `sources`, by file identity. A missing or damaged file is ignored."""
-        path = self._path(sources)
+    def load(self, order: DatasetOrder) -> dict[str, Facts]:
+        """Return the saved facts about the images of an order, by file identity. A missing or damaged file is ignored.
+
+        Facts of another owner's runs are never returned.
+        """
+        path = self._path(order)
         try:
             document = json.loads(path.read_bytes())
             os.utime(path)
@@ -33,21 +36,22 @@ class FactsCache:
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
-    def save(self, sources: Sequence[str], found: dict[str, Facts]) -> None:
-        """Save `found` for the next run, in place of the facts that were saved before."""
+    def save(self, order: DatasetOrder, found: dict[str, Facts]) -> None:
+        """Save `found` for the owner's next run, in place of the facts that were saved before."""
         # if the disk is full or read-only, the next run will be slower, but this run must not fail
         with contextlib.suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
             temporary = self._folder / f".{uuid.uuid4()}"
             try:
                 temporary.write_text(json.dumps({"version": VERSION, **_columns(found)}), encoding="utf-8")
-                temporary.replace(self._path(sources))
+                temporary.replace(self._path(order))
             finally:
                 temporary.unlink(missing_ok=True)
             self._evict()
 
-    def _path(self, sources: Sequence[str]) -> Path:
-        return self._folder / f"{hashlib.sha256(chr(0).join(sources).encode('utf-8', 'replace')).hexdigest()}.json"
+    def _path(self, order: DatasetOrder) -> Path:
+        key = json.dumps([order.owner, order.sources]).encode()
+        return self._folder / f"{hashlib.sha256(key).hexdigest()}.json"
 
     def _evict(self) -> None:
         kept = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)

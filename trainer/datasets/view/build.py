@@ -19,7 +19,7 @@ from trainer.datasets.view.links import folder_names, placed, write_data_yaml, w
 def build(
     order: DatasetOrder, checked: Checked, view: Path, stop: StopSignal, report: Report, pixels: PixelCache | None
 ) -> PreparedDataset:
-    """Link a checked dataset into the existing folder `view`.
+    """Link a checked dataset into the new folder `view`.
 
     Raises `DatasetError` with all errors in `report`, `MachineFailed` or `Stopped`.
     """

@@ -31,13 +31,14 @@ MAX_STEM_LENGTH = 150  # characters; leaves room for suffixes and for file syste
 _UNSAFE = re.compile(r"[^\w.+() -]")
 _PLAIN_SUFFIX = {"jfif": "jpg", "jpe": "jpg"}
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.EACCES})
+VIEW = "view"  # in the folder of a run's dataset
 CHECK_EVERY = 512  # number of files between two checks of the stop signal
 
 
-def new_view(view: Path) -> None:
-    """Create the folder of a view. Raises `MachineFailed` if the folder exists or cannot be created."""
+def new_folder(folder: Path) -> None:
+    """Create the folder of a run's dataset. Raises `MachineFailed` if the folder exists or cannot be created."""
     with view_errors():
-        view.mkdir(parents=True)
+        folder.mkdir(parents=True)
 
 
 def placed(samples: Sequence[Sample], class_folders: Sequence[str] = ()) -> list[Sample]:
@@ -60,6 +61,7 @@ def write_view(view: Path, samples: Sequence[Sample], stop: StopSignal, empty: I
     Raises `MachineFailed` for errors of the disk, `DatasetError` if an image no longer exists, or `Stopped`.
     """
     with view_errors():
+        view.mkdir(parents=True)
         for folder in empty:
             (view / folder).mkdir(parents=True, exist_ok=True)
         by_folder: dict[str, list[Sample]] = {}
