@@ -38,6 +38,10 @@ Names = Annotated[
         lambda text: tuple(part.strip() for part in text.split(",") if part.strip()) if isinstance(text, str) else text
     ),
 ]
+_SANDBOX = {"1": "auto", "true": "auto", "false": "0"}  # the values of earlier versions
+Sandbox = Annotated[
+    Literal["required", "auto", "0"], BeforeValidator(lambda text: _SANDBOX.get(str(text).lower(), str(text).lower()))
+]
 
 
 class Settings(BaseSettings):
@@ -76,7 +80,7 @@ class Settings(BaseSettings):
     slots: int = Field(default=0, ge=0, le=64)  # 0: one slot per visible GPU, or one slot on a CPU host
     warm_start: bool = True
     fast_loader: bool = True
-    sandbox: bool = True
+    sandbox: Sandbox = "auto"
     allow_weights_download: bool = True
     allowed_dataset_hosts: Names = ()
 

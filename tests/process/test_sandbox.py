@@ -32,7 +32,7 @@ def test_missing_protections_are_returned_without_error(host, monkeypatch, tmp_p
     assert network == "network (seccomp: Function not implemented)"
 
 
-def test_unreadable_sample_disables_file_sandbox(tmp_path):
+def test_unreadable_sample_is_no_missing_protection(tmp_path):
     """Some network file systems change file identities, which would make a dataset unreadable."""
     (tmp_path / "needed").write_text("x")
     code = f"""
@@ -40,13 +40,12 @@ from pathlib import Path
 from trainer.sandbox.landlock import AccessPolicy, SandboxUnavailable, confine_files
 try:
     confine_files(AccessPolicy(read=(Path("/usr"),), samples=(Path({str(tmp_path / "needed")!r}),)), tcp=False)
-except SandboxUnavailable as error:
-    print(error.strerror)
-print(open({str(tmp_path / "needed")!r}).read())
+except OSError as error:
+    print(isinstance(error, SandboxUnavailable), error)
 """
     results = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
 
-    assert results.stdout == f"Permission denied: {tmp_path / 'needed'}\nx\n"
+    assert results.stdout == f"False [Errno 13] Permission denied: '{tmp_path / 'needed'}'\n"
 
 
 def test_unknown_processor_is_reported(monkeypatch):

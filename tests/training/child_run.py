@@ -16,7 +16,7 @@ from trainer.core.model import Architecture
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.training.supervisor.environment import child_environment, private_folder
-from trainer.training.wire import decode_event, encode_order
+from trainer.training.wire import SANDBOX, decode_event, decode_sandbox, encode_order
 
 PROGRAMS = Path(__file__).parent / "programs"
 STEMS = {"segment": "yolo11n-seg", "pose": "yolo11n-pose", "obb": "yolo11n-obb", "classify": "yolo11n-cls"}
@@ -30,6 +30,7 @@ class Run:
     events: list[Event] = field(default_factory=list)
     at: list[float] = field(default_factory=list)
     output: str = ""
+    missing: tuple[str, ...] | None = None  # the protections that the sandbox of the process does not have
 
     def of(self, kind: type) -> list:
         return [event for event in self.events if isinstance(event, kind)]
@@ -96,6 +97,8 @@ def run_child(
     process.stdin.write(encode_order(order))
     process.stdin.flush()
     with os.fdopen(reading, "rb") as lines:
+        if environment.get(SANDBOX) != "0":
+            run.missing = decode_sandbox(next(lines)).missing
         for line in lines:
             run.events.append(decode_event(line))
             run.at.append(time.monotonic() - started)

@@ -13,7 +13,7 @@ from drawn import draw
 from trainer.core.dataset import Task
 from trainer.core.events import EpochFinished, Finished
 from trainer.training.supervisor.environment import child_environment, private_folder
-from trainer.training.wire import decode_event, encode_order
+from trainer.training.wire import decode_event, decode_sandbox, encode_order
 
 pytestmark = pytest.mark.training
 
@@ -57,6 +57,7 @@ def test_training_without_reader_keeps_every_epoch_event(training):
     process, events, results = training
     wait_for_rows(results, EPOCHS)
 
+    decode_sandbox(next(events))
     received = [decode_event(line) for line in events]
     assert [event.epoch for event in received if isinstance(event, EpochFinished)] == list(range(1, EPOCHS + 1))
     assert isinstance(received[-1], Finished)

@@ -8,6 +8,7 @@ other threads later. The seccomp filter applies to every thread.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -41,11 +42,14 @@ _AF_UNIX, _AF_NETLINK = 1, 16
 _ALLOW, _EACCES = 0x7FFF0000, 0x00050000 | 13
 _EVERY_THREAD, _ALLOW_SPECULATION = 1, 4
 
+_UNAVAILABLE = (errno.ENOSYS, errno.EOPNOTSUPP)  # not built into this kernel, or disabled at its start
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)  # a path that cannot be reached
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class SandboxUnavailable(OSError):
-    """A protection of the sandbox (Landlock or seccomp) is not available on this host."""
+    """This kernel has no Landlock or no seccomp. Every other error is a plain OSError, so that no run continues after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +70,8 @@ class AccessPolicy:
 def confine_files(policy: AccessPolicy, *, tcp: bool) -> None:
     """Restrict the calling thread to the policy. Files that the process writes cannot be executed.
 
-    If `tcp` is False, TCP ports are also closed. If the kernel has no Landlock, or if a sample would become unusable,
-    raises `SandboxUnavailable` and restricts nothing. Samples become unusable on some network file systems.
+    If `tcp` is False, TCP ports are also closed. Raises `SandboxUnavailable` if the kernel has no Landlock. Raises OSError
+    if a sample would become unusable, which happens on some network file systems, and for every other failure.
     """
     version = _call(_CREATE_RULESET, None, 0, 1)
     everything = _FILE_RIGHTS.get(version, _ALL_FILE_RIGHTS)
@@ -93,9 +97,9 @@ def confine_files(policy: AccessPolicy, *, tcp: bool) -> None:
 
 
 def close_network() -> None:
-    """Allow only Unix and netlink sockets from now on, in every thread. Raises `SandboxUnavailable`."""
+    """Allow only Unix and netlink sockets from now on, in every thread. Raises `SandboxUnavailable` or OSError."""
     if platform.machine() not in _MACHINES:
-        raise SandboxUnavailable(0, f"no seccomp filter for {platform.machine()}")
+        raise SandboxUnavailable(errno.ENOSYS, f"no seccomp filter for {platform.machine()}")
     architecture, seccomp, socket = _MACHINES[platform.machine()]
     load, equal, at_least, result = 0x20, 0x15, 0x35, 0x06
     steps = (
@@ -117,14 +121,16 @@ def close_network() -> None:
     program = struct.pack("@HP", len(steps), ctypes.addressof(code))
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if _call(seccomp, 1, _EVERY_THREAD | _ALLOW_SPECULATION, program):
-        raise SandboxUnavailable(0, "a thread has a different filter")
+        raise OSError(errno.EBUSY, "a thread has a different seccomp filter")
 
 
 def _allow(rules: int, path: Path, rights: int) -> None:
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return  # the path does not exist or cannot be reached
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return
+        raise  # without its rule, the training would fail later with a misleading error
     try:
         rights &= -1 if path.is_dir() else _OF_FILES
         _call(_ADD_RULE, rules, 1, struct.pack("=Qi", rights, fd), 0)
@@ -144,24 +150,23 @@ def _test_in_thread(rules: int, policy: AccessPolicy) -> None:
             else:
                 os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
 
-    try:
-        with ThreadPoolExecutor(1) as temporary:
-            temporary.submit(attempt).result()
-    except OSError as error:
-        raise SandboxUnavailable(error.errno, f"{error.strerror}: {error.filename}") from error
+    with ThreadPoolExecutor(1) as temporary:
+        temporary.submit(attempt).result()
 
 
 def _drop_capabilities() -> None:
     header, sets = struct.pack("=Ii", _CAPABILITIES_3, 0), ctypes.create_string_buffer(24)
-    _libc.capget(header, sets)
+    if _libc.capget(header, sets) != 0:
+        raise _error("capget")
     # three low words (effective, permitted, inheritable), then three high words
     low, high = struct.unpack("=3I", sets.raw[:12]), 3 * (0,)
-    _libc.capset(header, struct.pack("=6I", *(word & _KEPT_CAPABILITIES for word in low), *high))
+    if _libc.capset(header, struct.pack("=6I", *(word & _KEPT_CAPABILITIES for word in low), *high)) != 0:
+        raise _error("capset")
 
 
 def _prctl(option: int, value: int) -> None:
     if _libc.prctl(option, value, 0, 0, 0) != 0:
-        raise SandboxUnavailable(ctypes.get_errno(), f"prctl {option}")
+        raise _error(f"prctl {option}")
 
 
 def _call(number: int, *arguments: object) -> int:
@@ -169,5 +174,10 @@ def _call(number: int, *arguments: object) -> int:
     wide = (ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)
     result = _libc.syscall(ctypes.c_long(number), *wide)
     if result < 0:
-        raise SandboxUnavailable(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        raise _error(f"system call {number}")
     return int(result)
+
+
+def _error(what: str) -> OSError:
+    number = ctypes.get_errno()
+    return (SandboxUnavailable if number in _UNAVAILABLE else OSError)(number, f"{os.strerror(number)} ({what})")

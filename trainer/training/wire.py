@@ -2,8 +2,11 @@
 
     supervisor → training process, on its stdin     {"kind": "train", …}    the training order, only as the first line
                                                     {"kind": "stop", "reason": "canceled|shutdown|finish"}
-    training process → supervisor, on the           one event of core/events.py per line; `kind` is its type
-    descriptor of its argument `--events-fd N`
+    training process → supervisor, on the           {"kind": "sandbox", "missing": […]}    the report, as the first line
+    descriptor of its argument `--events-fd N`      one event of core/events.py per line; `kind` is its type
+
+The report on the sandbox is sent before the process opens the dataset or the model, so the supervisor can believe it. It is
+left out if the sandbox is disabled.
 
 Stdout and stderr are not part of the protocol: libraries print there.
 
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -29,7 +32,7 @@ from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopReason
 
 # environment variables that the supervisor sets for a training process
-SANDBOX = "TRAINER_SANDBOX"  # "0": the process does not enter the sandbox
+SANDBOX = "TRAINER_SANDBOX"  # the setting SANDBOX: "required", "auto", or "0" (the process does not enter the sandbox)
 FAST_LOADER = "TRAINER_FAST_LOADER"  # bytes of decoded images that the process may store on disk
 
 LONGEST_LINE = 8 * 2**20  # bytes; a final report with its curves has a few hundred KiB
@@ -41,6 +44,17 @@ _ORDERS = TypeAdapter(TrainingOrder)
 
 class WireError(ValueError):
     """A line that is not a valid message for its receiver."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxReport:
+    """The result of entering the sandbox: the protections that this host does not have, or why the process ends now."""
+
+    missing: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+_REPORTS = TypeAdapter(SandboxReport)
 
 
 def encode_event(event: Event) -> bytes:
@@ -55,6 +69,22 @@ def decode_event(line: bytes) -> Event:
         return _EVENTS.validate_python(data)
     except ValidationError as error:
         raise WireError(f"{_quoted(line)} is not an event: {_first_problem(error)}") from None
+
+
+def encode_sandbox(report: SandboxReport) -> bytes:
+    """Return the report on the sandbox as one line."""
+    return _line({"kind": "sandbox", **asdict(report)})
+
+
+def decode_sandbox(line: bytes) -> SandboxReport:
+    """Return the report on the sandbox. Raises `WireError`."""
+    data = _object(line)
+    if data.get("kind") != "sandbox":
+        raise WireError(f"{_quoted(line)} is not a report on the sandbox")
+    try:
+        return _REPORTS.validate_python(data)
+    except ValidationError as error:
+        raise WireError(f"{_quoted(line)} is not a report on the sandbox: {_first_problem(error)}") from None
 
 
 def encode_order(order: TrainingOrder) -> bytes:

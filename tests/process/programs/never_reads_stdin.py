@@ -2,7 +2,8 @@
 
 import time
 
-from protocol import phase
+from protocol import phase, send
 
+send(kind="sandbox", missing=[])
 phase("training")
 time.sleep(60)

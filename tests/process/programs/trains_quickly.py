@@ -58,6 +58,7 @@ class Quick:
     def main(self):
         threading.Thread(target=self.listen, daemon=True).start()
         self.ordered.wait()
+        self.send(kind="sandbox", missing=[])  # the report of a process that has entered the sandbox
         run_dir, plan = Path(self.order["run_dir"]), self.order["plan"]
         self.run_dir, self.epochs = run_dir, int(plan["epochs"])
         self.first_epoch = 1

@@ -47,7 +47,10 @@ _MPS = Path("/tmp/nvidia-mps")  # noqa: S108 - the pipes of NVIDIA's multi-proce
 
 
 def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
-    """Put this thread, and all that it starts later, into the sandbox. Return the unavailable protections."""
+    """Put this thread, and all that it starts later, into the sandbox. Return the protections that the kernel lacks.
+
+    Raises OSError for every other reason: then the process must end, because a run could have caused the error.
+    """
     order.run_dir.mkdir(parents=True, exist_ok=True)
     uses_tcp = len(order.devices) > 1  # the ranks communicate over TCP
     if order.devices:

@@ -2,7 +2,7 @@
 
 It reads the training order and stop requests from stdin and writes events to descriptor N (see wire.py). A prestarted
 process, which starts without CUDA_VISIBLE_DEVICES, imports the slow packages before its training order arrives. When
-its training order has arrived, a process enters the sandbox (access_policy.py). Only then does it open the dataset and
+its training order has arrived, a process enters the sandbox (confinement.py). Only then does it open the dataset and
 the model.
 """
 
@@ -26,9 +26,9 @@ from trainer.core.job import JsonObject
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.sandbox.audit_hook import refuse_network
-from trainer.training.child.access_policy import confine
+from trainer.training.child.confinement import enter_sandbox
 from trainer.training.child.event_pipe import EventWriter
-from trainer.training.wire import SANDBOX, WireError, decode_command
+from trainer.training.wire import WireError, decode_command
 from trainer.training.yolo.ddp import RankCrashed
 
 if TYPE_CHECKING:
@@ -55,9 +55,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     prepared = None if "CUDA_VISIBLE_DEVICES" in os.environ else _prepare()
     order = commands.order()
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, order.devices))
-    for missing in confine(order, os.environ) if os.environ.get(SANDBOX) != "0" else ():
-        print(f"Sandbox not available on this host ({missing}): training continues without it.", flush=True)  # noqa: T201 - the run's log
-    # only threads that start after `confine` are in the sandbox
+    enter_sandbox(order, os.environ, fd)
+    # only threads that start after `enter_sandbox` are in the sandbox
     commands.listen()
     writer = EventWriter(fd, on_broken=lambda: leave(0))
     train = prepared or _prepare()

@@ -7,8 +7,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from trainer.core.errors import HostFailed, MachineFailed
 from trainer.core.events import Event, Finished
@@ -19,7 +20,8 @@ from trainer.disk.old_folders import OldFolders
 from trainer.training.supervisor.environment import PRIVATE, PRIVATE_ELSEWHERE, child_environment, private_folder
 from trainer.training.supervisor.process_tree import ProcessTree
 from trainer.training.supervisor.training_watch import TimeLimits, TrainingWatch
-from trainer.training.wire import FAST_LOADER, SANDBOX, encode_order
+from trainer.training.supervisor.unconfined import DISABLED, unconfined
+from trainer.training.wire import FAST_LOADER, SANDBOX, SandboxReport, encode_order
 
 _UNUSED_SECONDS = 86_400.0  # after this time, a private folder without a lock counts as left by a crash
 
@@ -31,7 +33,9 @@ class ChildTrainer:
     `environment` is the environment of the supervisor; a training process gets only the allowed variables. `home`
     contains private folders and caches of training processes. `weights` is the folder of the weights for the AMP check.
     If `warm_start` is set, a prestarted process has imported its packages and waits for a training order: see `warm`.
-    `fast_loader_bytes` is the maximum size of the decoded images that a run may store (0: none).
+    `fast_loader_bytes` is the maximum size of the decoded images that a run may store (0: none). `sandbox` says what
+    happens on a host without the whole sandbox: a run fails there (`required`) or continues with a warning (`auto`).
+    With `0`, the training process does not enter the sandbox.
     """
 
     environment: Mapping[str, str]
@@ -41,7 +45,7 @@ class ChildTrainer:
     limits: TimeLimits = field(default_factory=TimeLimits)
     warm_start: bool = False
     fast_loader_bytes: int = 0
-    sandbox: bool = True
+    sandbox: Literal["required", "auto", "0"] = "auto"
     _locks: FolderLocks = field(default_factory=FolderLocks, init=False)
     _prestarted: ProcessTree | None = field(default=None, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards _prestarted and _closed
@@ -92,10 +96,12 @@ class ChildTrainer:
             with self._process(order) as (process, is_prestarted):
                 watch = TrainingWatch(process, order, stop, self.limits)
                 process.dispatcher.start(on_event, on_line)
+                if self.sandbox == "0":
+                    process.dispatcher.event(unconfined(DISABLED))
                 watch.run(on_training=self.warm)
                 # if a prestarted process ended before it sent an event (out of memory), a new process is started
                 if not is_prestarted or process.events_received or watch.is_stopped_by_us:
-                    return watch.outcome()
+                    return _with_sandbox(watch.outcome(), process.sandbox)
             return self.train(order, stop, on_event, on_line)
         finally:
             if stop.reason is not StopReason.SHUTDOWN:
@@ -126,6 +132,11 @@ class ChildTrainer:
             ) from error
         environment = child_environment(self.environment, folder, self.home, devices=devices) | {
             FAST_LOADER: str(self.fast_loader_bytes),
-            SANDBOX: str(int(self.sandbox)),
+            SANDBOX: self.sandbox,
         }
-        return ProcessTree(self.program, environment, folder, self._locks)
+        return ProcessTree(self.program, environment, folder, self._locks, DISABLED if self.sandbox == "0" else None)
+
+
+def _with_sandbox(finished: Finished, sandbox: SandboxReport | None) -> Finished:
+    """Return the final event with the missing protections in its report. The training cannot choose this entry."""
+    return replace(finished, report={**finished.report, "sandbox": list(sandbox.missing) if sandbox else []})

@@ -30,7 +30,8 @@ from trainer.disk.folder_locks import FolderLocks
 from trainer.disk.removal import remove_tree
 from trainer.training.supervisor.event_dispatch import EventDispatcher
 from trainer.training.supervisor.log_lines import OutputLines
-from trainer.training.wire import LONGEST_LINE, WireError, decode_event
+from trainer.training.supervisor.unconfined import unconfined
+from trainer.training.wire import LONGEST_LINE, SandboxReport, WireError, decode_event, decode_sandbox
 
 _SUBREAPER = str(Path(__file__).with_name("subreaper.py"))
 _CHUNK = 65536  # bytes; as much as a pipe holds
@@ -44,7 +45,8 @@ class ProcessTree:
     A thread reads output and events from the start, so that the program never blocks on a full pipe. The thread
     keeps `phase`, `epoch`, `events_received` (a count), `tail` (the last lines of output) and `final_event` up to date.
     `ended` is set when no process of the tree is left. Then `exit_code` is the exit code of the program (negative: the
-    signal that ended the program).
+    signal that ended the program). `sandbox` is the program's report on its sandbox, or None before the report; the
+    argument `sandbox` is given if the program sends no report.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class ProcessTree:
         environment: Mapping[str, str],
         folder: Path,
         locks: FolderLocks,
+        sandbox: SandboxReport | None = None,
     ) -> None:
+        self.sandbox = sandbox
         self.dispatcher = EventDispatcher()
         self.phase = Phase.STARTING
         self.epoch = 0
@@ -228,7 +232,20 @@ class ProcessTree:
             if line.strip():
                 self._receive_event(bytes(line))
 
+    def _receive_sandbox(self, line: bytes) -> None:
+        try:
+            self.sandbox = decode_sandbox(line)
+        except WireError as error:  # the program could be without a sandbox, so its events are ignored
+            self.sandbox = SandboxReport(problem=f"no report on the sandbox: {error}")
+        if self.sandbox.missing:
+            self.dispatcher.event(unconfined(self.sandbox))
+
     def _receive_event(self, line: bytes) -> None:
+        if self.sandbox is None:
+            self._receive_sandbox(line)
+            return
+        if self.sandbox.problem:
+            return
         try:
             event = decode_event(line)
         except WireError as error:

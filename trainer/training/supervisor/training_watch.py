@@ -14,6 +14,7 @@ from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.training.supervisor.diagnosis import Evidence, diagnose, stuck
 from trainer.training.supervisor.process_tree import ProcessTree
+from trainer.training.supervisor.unconfined import not_entered
 from trainer.training.wire import encode_stop
 
 _TICK = 0.1  # seconds between two checks of the stop signal and the time limits
@@ -68,7 +69,7 @@ class TrainingWatch:
             process.flush()
             self._apply_stop(now)
             self._check_silence(now)
-            if process.dispatcher.failed:
+            if process.dispatcher.failed or (process.sandbox and process.sandbox.problem):
                 self._kill_at = now
             self._signal_if_due(now)
             if not is_training and process.phase is Phase.TRAINING:
@@ -84,6 +85,8 @@ class TrainingWatch:
             return final_event
         if reason is not None and self._stop.must_stop:
             raise Stopped(reason)
+        if self._process.sandbox and self._process.sandbox.problem:
+            raise not_entered(self._process.sandbox.problem)
         if self._stuck:
             raise self._stuck
         raise diagnose(self._evidence())
