@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Mapping
 
 from trainer.core.ports import TrainingOrder
@@ -34,9 +33,8 @@ def enter_sandbox(order: TrainingOrder, environment: Mapping[str, str], events_f
 def _confined(order: TrainingOrder, environment: Mapping[str, str], *, is_required: bool) -> SandboxReport:
     try:
         missing = confine(order, environment)
-    except Exception as error:  # noqa: BLE001 - a process that is not in the sandbox must not continue after any error
-        traceback.print_exception(error)
-        return SandboxReport(problem=f"{type(error).__name__}: {error}")
+    except OSError as error:  # any other exception ends the process without a report
+        return SandboxReport(problem=str(error))
     if missing and is_required:
         return SandboxReport(problem=f"SANDBOX=required, and this host does not have: {', '.join(missing)}")
     return SandboxReport(missing=tuple(missing))
