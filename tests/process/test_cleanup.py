@@ -77,7 +77,7 @@ def test_no_descriptor_thread_or_process_is_left_after_training(program, leak_ch
 def test_private_folder_is_removed_with_its_content(program, home):
     training = program("reports_its_environment")
 
-    folder = Path(training.train().report["environment"]["HOME"])
+    folder = Path(training.train().report["environment"]["environment"]["HOME"])
 
     assert folder.parent == home
     assert not folder.exists()

@@ -34,7 +34,9 @@ HARMLESS = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TZ
 
 @pytest.fixture
 def report(program):
-    return program("reports_its_environment", environment=SECRETS | HARMLESS).train(devices=(0, 2)).report
+    return (
+        program("reports_its_environment", environment=SECRETS | HARMLESS).train(devices=(0, 2)).report["environment"]
+    )
 
 
 def test_training_process_gets_no_secret(report):
@@ -57,7 +59,11 @@ def test_training_process_gets_allowed_variables(report):
 
 
 def test_run_without_gpus_sees_no_gpu(program):
-    report = program("reports_its_environment", environment={"CUDA_VISIBLE_DEVICES": "0,1"}).train(devices=()).report
+    report = (
+        program("reports_its_environment", environment={"CUDA_VISIBLE_DEVICES": "0,1"})
+        .train(devices=())
+        .report["environment"]
+    )
 
     assert report["environment"]["CUDA_VISIBLE_DEVICES"] == ""
 

@@ -100,7 +100,7 @@ def test_result_is_accepted_if_process_does_not_exit(program):
     training = program("hangs_after_finishing", exit=0.3)
     began = time.monotonic()
 
-    assert training.train().report == {"fine": True, "sandbox": []}
+    assert training.train().report == {"environment": {"fine": True}, "sandbox": []}
     assert time.monotonic() - began < 20
 
 

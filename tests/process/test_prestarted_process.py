@@ -16,7 +16,7 @@ def test_prestarted_process_gets_next_training_order(program, tmp_path):
     (prestarted,) = subreapers()
     (waiting,) = second(prestarted).children()
 
-    report = training.train(devices=(1,)).report
+    report = training.train(devices=(1,)).report["environment"]
 
     assert report["pid"] == waiting.pid
     assert (
@@ -60,7 +60,7 @@ def test_dead_prestarted_process_is_replaced_by_new_process(program, tmp_path):
     prestarted.kill()
     prestarted.wait()
 
-    assert training.train(devices=(1,)).report["devices"] == "1"
+    assert training.train(devices=(1,)).report["environment"]["devices"] == "1"
 
 
 def test_prestarted_process_that_exits_on_its_training_order_is_replaced(program, tmp_path):
@@ -68,7 +68,7 @@ def test_prestarted_process_that_exits_on_its_training_order_is_replaced(program
     training = program("exits_on_first_order", str(tmp_path / "once"), warm_start=True)
     training.trainer.warm()
 
-    assert training.train(devices=(1,)).report["devices"] == "1"
+    assert training.train(devices=(1,)).report["environment"]["devices"] == "1"
 
 
 def test_shutdown_stops_training_whose_prestarted_process_never_gets_ready(program):

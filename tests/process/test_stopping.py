@@ -155,7 +155,7 @@ def test_cancel_after_final_event_is_ignored(program):
     training = program("hangs_after_finishing", exit=0.6)
     training.when(lambda t: t.of("finished"), lambda: training.stop.set(StopReason.CANCELED))
 
-    assert training.train().report == {"fine": True, "sandbox": []}
+    assert training.train().report == {"environment": {"fine": True}, "sandbox": []}
 
 
 def test_lost_lease_after_final_event_raises_stopped(program):

@@ -3,6 +3,9 @@
 The training process sends events as JSON lines (training/wire.py), and the worker adds more events. Durable events
 (`is_durable`) are written to the journal and become rows of `training_run_events`.
 Epochs are 1-based everywhere. Durations are in seconds, sizes and memory in bytes, rates per second.
+
+The types of the fields contain their limits, because a training process can send any value. Every number within these
+limits fits into the columns of the queue.
 """
 
 from __future__ import annotations
@@ -10,9 +13,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
 
 from trainer.core.job import JsonObject
+
+Count: TypeAlias = Annotated[int, Field(ge=0, lt=10**9)]  # fits into int4
+Bytes: TypeAlias = Annotated[int, Field(ge=0, lt=2**53)]  # fits into int8, and into a number of JavaScript
+Amount: TypeAlias = Annotated[float, Field(gt=-1e12, lt=1e12)]  # seconds, or a number per second
+Metrics: TypeAlias = Mapping[
+    Annotated[str, Field(max_length=200)], Annotated[float, Field(allow_inf_nan=False)]
+]  # at most `MOST_METRICS` entries
+MOST_METRICS = 500
 
 
 class Phase(StrEnum):
@@ -39,10 +52,10 @@ class PhaseStarted:
     """
 
     phase: Phase
-    seconds: float | None = None
-    files: int | None = None
-    bytes: int | None = None
-    rate: float | None = None
+    seconds: Amount | None = None
+    files: Count | None = None
+    bytes: Bytes | None = None
+    rate: Amount | None = None
     kind: Literal["phase"] = "phase"
 
 
@@ -51,10 +64,10 @@ class TransferProgress:
     """Progress of a download or an upload."""
 
     phase: Phase
-    files: int
-    total_files: int
-    bytes: int
-    total_bytes: int
+    files: Count
+    total_files: Count
+    bytes: Bytes
+    total_bytes: Bytes
     rate: float  # bytes per second
     eta_seconds: float | None
     kind: Literal["transfer"] = "transfer"
@@ -65,14 +78,14 @@ class BatchProgress:
     """A batch was trained or validated. At most two such events per second are sent, and events can be lost."""
 
     phase: Phase
-    epoch: int
-    total_epochs: int
-    batch: int  # 1-based within the epoch
-    total_batches: int
-    losses: Mapping[str, float] = field(default_factory=dict)
-    images_per_second: float | None = None
-    gpu_memory: int | None = None
-    eta_seconds: float | None = None
+    epoch: Count
+    total_epochs: Count
+    batch: Count  # 1-based within the epoch
+    total_batches: Count
+    losses: Metrics = field(default_factory=dict)
+    images_per_second: Amount | None = None
+    gpu_memory: Bytes | None = None
+    eta_seconds: Amount | None = None
     kind: Literal["batch"] = "batch"
 
 
@@ -80,11 +93,11 @@ class BatchProgress:
 class EpochFinished:
     """An epoch has finished: losses, validation metrics and learning rates, with the metric names of Ultralytics."""
 
-    epoch: int
-    total_epochs: int
-    metrics: Mapping[str, float]
-    seconds: float
-    eta_seconds: float | None = None
+    epoch: Count
+    total_epochs: Count
+    metrics: Metrics
+    seconds: Amount
+    eta_seconds: Amount | None = None
     kind: Literal["epoch"] = "epoch"
 
 
@@ -92,9 +105,9 @@ class EpochFinished:
 class CheckpointSaved:
     """A verified checkpoint exists. `key` is None until the checkpoint is in the bucket."""
 
-    epoch: int
+    epoch: Count
     sha256: str
-    bytes: int
+    bytes: Bytes
     path: str
     key: str | None = None
     kind: Literal["checkpoint"] = "checkpoint"
@@ -115,7 +128,7 @@ class WeightsFile:
 
     path: str
     sha256: str
-    bytes: int
+    bytes: Bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,26 @@ from __future__ import annotations
 import json
 import re
 
+# Characters that move the cursor, change the color or the direction of the text, or start another line: control
+# characters (C0 except tab and newline, DEL, C1), line separators, bidirectional overrides and isolates, surrogates.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _MOST_READ = 1000  # characters of a value that are processed; the others are omitted
 _URL = re.compile(r"[^/\s?#@]{1,40}://")
+
+
+def escaped(text: str) -> str:
+    """Return the text with visible escapes instead of `CONTROLS`. Tabs and newlines are kept."""
+    return CONTROLS.sub(_escape, text)
+
+
+def one_line(text: str) -> str:
+    """Return the text with visible escapes instead of newlines and `CONTROLS`, so that it stays one line."""
+    return escaped(text).replace("\n", "\\n")
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found.group())
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def shown(value: object, longest: int = 100) -> str:

@@ -9,4 +9,4 @@ os.chdir(os.environ["TMPDIR"])
 for _ in range(1200):
     os.mkdir("d")
     os.chdir("d")
-finished(environment=dict(os.environ))
+finished(**os.environ)

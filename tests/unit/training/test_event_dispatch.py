@@ -1,11 +1,19 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
 from trainer.core.events import BatchProgress, EpochFinished, Phase, Warned
-from trainer.training.supervisor.event_dispatch import MOST_LINES, EventDispatcher
+from trainer.core.model import Architecture
+from trainer.core.plan import TrainPlan
+from trainer.training.supervisor.event_dispatch import MOST_LINES, EventDispatcher, EventLimits
+from trainer.training.wire import encode_event
+
+PLAN = TrainPlan(
+    sources=("/d",), model=Architecture(stem="yolo11n"), task=None, epochs=3, batch=4, imgsz=64, device=None
+)
 
 
 def batch_event(number):
@@ -61,7 +69,7 @@ def test_fast_listener_gets_every_batch_event():
 
 
 def test_no_durable_event_is_dropped():
-    events = [Warned(code="x", message=str(number)) for number in range(20_000)]
+    events = [Warned(code="x", message=str(number)) for number in range(9_000)]
 
     assert delivered(*events) == events
 
@@ -128,3 +136,17 @@ def test_dispatcher_without_listener_can_be_closed():
     dispatcher.event(epoch(1))
 
     dispatcher.close()
+
+
+def test_training_of_100000_epochs_stays_within_limits():
+    plan = replace(PLAN, epochs=100_000)
+    limits = EventLimits.of(plan)
+    metrics = {f"metrics/a name of usual length {n}": 0.123456 for n in range(40)}
+    size = len(encode_event(EpochFinished(epoch=99_999, total_epochs=100_000, metrics=metrics, seconds=1.0)))
+
+    assert limits.events >= 5 * plan.epochs
+    assert limits.bytes >= (size + 1000) * plan.epochs
+
+
+def test_time_limit_allows_more_epochs_than_the_plan():
+    assert EventLimits.of(replace(PLAN, args={"time": 1.0})).events >= 500_000

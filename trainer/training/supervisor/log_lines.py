@@ -6,10 +6,13 @@ import re
 import time
 from collections.abc import Iterator
 
+from trainer.core.text import CONTROLS
+
 LONGEST = 4000  # maximum number of bytes of a line in the log
 _REDRAW_SECONDS = 1.0  # between two logged versions of a progress bar, which is redrawn ten times a second
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)|\x1b[@-Z\\-_]"
+)
 _ENDS = re.compile(rb"\r?\n|\r")
 
 
@@ -57,4 +60,4 @@ class OutputLines:
         if redraw and (not line or now - self._redrawn_at < _REDRAW_SECONDS):
             return
         self._redrawn_at = now if redraw else self._redrawn_at
-        yield _CONTROLS.sub("", _ESCAPES.sub("", line)).rstrip() + (f" … ({cut} bytes more)" if cut else "")
+        yield CONTROLS.sub("", _ESCAPES.sub("", line)).rstrip() + (f" … ({cut} bytes more)" if cut else "")

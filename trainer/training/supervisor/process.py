@@ -18,6 +18,7 @@ from trainer.core.stop import StopReason, StopSignal
 from trainer.disk.folder_locks import FolderLocks
 from trainer.disk.old_folders import OldFolders
 from trainer.training.supervisor.environment import PRIVATE, PRIVATE_ELSEWHERE, child_environment, private_folder
+from trainer.training.supervisor.event_dispatch import EventLimits
 from trainer.training.supervisor.process_tree import ProcessTree
 from trainer.training.supervisor.training_watch import TimeLimits, TrainingWatch
 from trainer.training.supervisor.unconfined import DISABLED, unconfined
@@ -95,7 +96,7 @@ class ChildTrainer:
         try:
             with self._process(order) as (process, is_prestarted):
                 watch = TrainingWatch(process, order, stop, self.limits)
-                process.dispatcher.start(on_event, on_line)
+                process.dispatcher.start(on_event, on_line, EventLimits.of(order.plan))
                 if self.sandbox == "0":
                     process.dispatcher.event(unconfined(DISABLED))
                 watch.run(on_training=self.warm)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import selectors
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.core.errors import HostFailed
@@ -30,13 +29,14 @@ from trainer.disk.folder_locks import FolderLocks
 from trainer.disk.removal import remove_tree
 from trainer.training.supervisor.event_dispatch import EventDispatcher
 from trainer.training.supervisor.log_lines import OutputLines
+from trainer.training.supervisor.pipe_reader import Pipe, read_until_closed
 from trainer.training.supervisor.unconfined import unconfined
-from trainer.training.wire import LONGEST_LINE, SandboxReport, WireError, decode_event, decode_sandbox
+from trainer.training.wire import LONGEST_EVENT, SandboxReport, WireError, decode_event, decode_sandbox
 
 _SUBREAPER = str(Path(__file__).with_name("subreaper.py"))
-_CHUNK = 65536  # bytes; as much as a pipe holds
 _KILL_SECONDS = 5.0  # time for SIGKILL to take effect; after the second wait, HostFailed is raised
 _TAIL_LINES = 200  # last lines of output, for the diagnosis
+MIB = 2**20
 
 
 class ProcessTree:
@@ -172,34 +172,12 @@ class ProcessTree:
         reader.start()
 
     def _read(self, output: int, events: int) -> None:
-        handlers = {output: self._receive_output, events: self._receive_events}
-        with selectors.DefaultSelector() as ready:
-            for fd in handlers:
-                os.set_blocking(fd, False)
-                ready.register(fd, selectors.EVENT_READ)
-            ready.register(self._lifeline, selectors.EVENT_READ)
-            alive = True
-            while alive:
-                for fd in [key.fd for key, _ in ready.select()]:
-                    if fd == self._lifeline.fileno():  # this socket is closed when the last subreaper ends
-                        alive = False
-                    elif not self._read_some(fd, handlers[fd]):
-                        ready.unregister(fd)
-        for fd, handle in handlers.items():
-            # read at most the capacity of the pipe: an orphaned process that cannot be killed may still write
-            for _ in range(32):
-                if not self._read_some(fd, handle):
-                    break
+        # at most about 8,000 lines and 1,000 events per second; a training needs a few per second
+        lines = Pipe(output, self._receive_output, per_second=4 * MIB, burst=64 * MIB, per_line=512)
+        reports = Pipe(events, self._receive_events, per_second=2 * MIB, burst=16 * MIB, per_line=2048)
+        read_until_closed((lines, reports), self._lifeline)
         os.close(events)
         self._finish_reading()
-
-    def _read_some(self, fd: int, handle: Callable[[bytes], None]) -> bool:
-        try:
-            data = os.read(fd, _CHUNK)
-        except BlockingIOError:
-            return True
-        handle(data)
-        return bool(data)
 
     def _finish_reading(self) -> None:
         if self._partial_event:
@@ -227,7 +205,7 @@ class ProcessTree:
     def _receive_events(self, data: bytes) -> None:
         self._partial_event += data
         *lines, rest = self._partial_event.split(b"\n")
-        self._partial_event = rest if len(rest) <= LONGEST_LINE else bytearray(b"a line without an end")
+        self._partial_event = rest if len(rest) <= LONGEST_EVENT else bytearray(b"a line without an end")
         for line in lines:
             if line.strip():
                 self._receive_event(bytes(line))
@@ -258,7 +236,7 @@ class ProcessTree:
             )
         if self.final_event is None:
             self._update_state(event)
-            self.dispatcher.event(event)
+            self.dispatcher.event(event, len(line))
 
     def _update_state(self, event: Event) -> None:
         self.events_received += 1
