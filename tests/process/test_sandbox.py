@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.process.sandbox_host import PROJECT, needs_landlock
-from trainer.sandbox import landlock
+from trainer.sandbox import landlock, seccomp
 from trainer.training.child import access_policy as policy
 
 pytestmark = needs_landlock
@@ -24,12 +24,12 @@ def test_missing_protections_are_returned_without_error(host, monkeypatch, tmp_p
         raise landlock.SandboxUnavailable(38, "Function not implemented")
 
     monkeypatch.setattr(policy, "confine_files", refuse)
-    monkeypatch.setattr(policy, "close_network", refuse)
+    monkeypatch.setattr(policy, "restrict_system_calls", refuse)
 
-    files, network = policy.confine(host.order, host.environment)
+    files, calls = policy.confine(host.order, host.environment)
 
     assert files == "files (Landlock: Function not implemented)"
-    assert network == "network (seccomp: Function not implemented)"
+    assert calls == "system calls and network (seccomp: Function not implemented)"
 
 
 def test_unreadable_sample_is_no_missing_protection(tmp_path):
@@ -49,7 +49,7 @@ except OSError as error:
 
 
 def test_unknown_processor_is_reported(monkeypatch):
-    monkeypatch.setattr(landlock.platform, "machine", lambda: "vax")
+    monkeypatch.setattr(seccomp.platform, "machine", lambda: "vax")
 
     with pytest.raises(landlock.SandboxUnavailable, match="vax"):
-        landlock.close_network()
+        seccomp.restrict_system_calls(seccomp.Sockets())

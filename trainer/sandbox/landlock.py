@@ -1,8 +1,8 @@
-"""The kernel's part of the sandbox: Landlock and seccomp. No code in the process can undo these restrictions.
+"""Restricts the files that a process can use with Landlock. No code in the process can undo the restrictions.
 
-Landlock (Linux 5.13) restricts files, signals and abstract sockets; a seccomp filter closes the network. Neither needs
-privileges. Landlock applies to the calling thread and to the threads and processes that it starts afterwards, so start
-other threads later. The seccomp filter applies to every thread.
+Landlock (Linux 5.13) needs no privileges. It also restricts signals and abstract sockets. It applies to the calling
+thread and to the threads and processes that it starts afterwards, so start other threads later. The sandbox has a
+second part: seccomp.py refuses system calls.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # system call numbers, the same on every architecture
-_PR_SET_NO_NEW_PRIVS = 38
+PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITIES_3 = 0x20080522  # version of the structures of capget and capset
 # capabilities that root keeps: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, IPC_LOCK, SYS_NICE, SYS_RESOURCE
 _KEPT_CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 14, 23, 24))
@@ -33,14 +32,6 @@ _FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1}  # for versions 1 and 2 of L
 _ALL_FILE_RIGHTS = (1 << 15) - 1  # from version 3
 _TCP_BIND_AND_CONNECT = 0b11  # from version 4
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11  # from version 6
-
-# machine → AUDIT_ARCH, system call numbers of seccomp and socket
-_MACHINES = {"x86_64": (0xC000003E, 317, 41), "aarch64": (0xC00000B7, 277, 198)}
-_IO_URING_SETUP = 425  # an io_uring can open sockets without the system call `socket`
-_X32 = 0x40000000  # second set of system call numbers on x86_64
-_AF_UNIX, _AF_NETLINK = 1, 16
-_ALLOW, _EACCES = 0x7FFF0000, 0x00050000 | 13
-_EVERY_THREAD, _ALLOW_SPECULATION = 1, 4
 
 _UNAVAILABLE = (errno.ENOSYS, errno.EOPNOTSUPP)  # not built into this kernel, or disabled at its start
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)  # a path that cannot be reached
@@ -73,12 +64,12 @@ def confine_files(policy: AccessPolicy, *, tcp: bool) -> None:
     If `tcp` is False, TCP ports are also closed. Raises `SandboxUnavailable` if the kernel has no Landlock. Raises OSError
     if a sample would become unusable, which happens on some network file systems, and for every other failure.
     """
-    version = _call(_CREATE_RULESET, None, 0, 1)
+    version = call(_CREATE_RULESET, None, 0, 1)
     everything = _FILE_RIGHTS.get(version, _ALL_FILE_RIGHTS)
     network = _TCP_BIND_AND_CONNECT if version >= 4 and not tcp else 0
     scopes = _ABSTRACT_SOCKETS_AND_SIGNALS if version >= 6 else 0
     attributes = struct.pack("=QQQ", everything, network, scopes)
-    rules = _call(_CREATE_RULESET, attributes, len(attributes), 0)
+    rules = call(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
         for paths, rights in (
             (policy.write, everything & ~_NO_WRITING),
@@ -88,40 +79,12 @@ def confine_files(policy: AccessPolicy, *, tcp: bool) -> None:
         ):
             for path in paths:
                 _allow(rules, path, rights & everything)
-        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
         _test_in_thread(rules, policy)
-        _call(_RESTRICT_SELF, rules, 0)
+        call(_RESTRICT_SELF, rules, 0)
         _drop_capabilities()
     finally:
         os.close(rules)
-
-
-def close_network() -> None:
-    """Allow only Unix and netlink sockets from now on, in every thread. Raises `SandboxUnavailable` or OSError."""
-    if platform.machine() not in _MACHINES:
-        raise SandboxUnavailable(errno.ENOSYS, f"no seccomp filter for {platform.machine()}")
-    architecture, seccomp, socket = _MACHINES[platform.machine()]
-    load, equal, at_least, result = 0x20, 0x15, 0x35, 0x06
-    steps = (
-        # (code, steps to skip if true, steps to skip if false, operand)
-        # the last step refuses with EACCES, the previous step allows
-        (load, 0, 0, 4),
-        (equal, 0, 8, architecture),
-        (load, 0, 0, 0),
-        (at_least, 6, 0, _X32),
-        (equal, 5, 0, _IO_URING_SETUP),
-        (equal, 0, 3, socket),
-        (load, 0, 0, 16),
-        (equal, 1, 0, _AF_UNIX),
-        (equal, 0, 1, _AF_NETLINK),
-        (result, 0, 0, _ALLOW),
-        (result, 0, 0, _EACCES),
-    )
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
-    program = struct.pack("@HP", len(steps), ctypes.addressof(code))
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    if _call(seccomp, 1, _EVERY_THREAD | _ALLOW_SPECULATION, program):
-        raise OSError(errno.EBUSY, "a thread has a different seccomp filter")
 
 
 def _allow(rules: int, path: Path, rights: int) -> None:
@@ -133,7 +96,7 @@ def _allow(rules: int, path: Path, rights: int) -> None:
         raise  # without its rule, the training would fail later with a misleading error
     try:
         rights &= -1 if path.is_dir() else _OF_FILES
-        _call(_ADD_RULE, rules, 1, struct.pack("=Qi", rights, fd), 0)
+        call(_ADD_RULE, rules, 1, struct.pack("=Qi", rights, fd), 0)
     finally:
         os.close(fd)
 
@@ -143,7 +106,7 @@ def _test_in_thread(rules: int, policy: AccessPolicy) -> None:
     samples = [path for path in policy.samples if os.access(path, os.W_OK if path in policy.write else os.R_OK)]
 
     def attempt() -> None:
-        _call(_RESTRICT_SELF, rules, 0)
+        call(_RESTRICT_SELF, rules, 0)
         for path in samples:
             if path in policy.write:
                 tempfile.TemporaryFile(dir=path).close()
@@ -164,12 +127,14 @@ def _drop_capabilities() -> None:
         raise _error("capset")
 
 
-def _prctl(option: int, value: int) -> None:
+def prctl(option: int, value: int) -> None:
+    """Set a property of this process. Raises `SandboxUnavailable` or OSError."""
     if _libc.prctl(option, value, 0, 0, 0) != 0:
         raise _error(f"prctl {option}")
 
 
-def _call(number: int, *arguments: object) -> int:
+def call(number: int, *arguments: object) -> int:
+    """Return the result of a system call. Raises `SandboxUnavailable` or OSError."""
     # syscall is a variadic function: each integer must be as wide as a register
     wide = (ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)
     result = _libc.syscall(ctypes.c_long(number), *wide)

@@ -18,7 +18,9 @@ from itertools import islice
 from pathlib import Path
 
 from trainer.core.ports import TrainingOrder
-from trainer.sandbox.landlock import AccessPolicy, SandboxUnavailable, close_network, confine_files
+from trainer.sandbox.landlock import AccessPolicy, SandboxUnavailable, confine_files
+from trainer.sandbox.seccomp import restrict_system_calls
+from trainer.training.child.socket_policy import MPS, sockets_for
 
 _PROJECT = Path(__file__).parents[3]
 _AMP_CHECK = "yolo26n.pt"  # weights for Ultralytics' test of mixed precision (AMP)
@@ -43,7 +45,6 @@ _SYSTEM_FILES = (
 )  # fmt: skip
 # prefixes of names in /dev
 _DEVICES = ("null", "zero", "full", "shm", "nvidia", "nvhost", "nvmap", "nvgpu", "dxg", "dri", "kfd", "infiniband")
-_MPS = Path("/tmp/nvidia-mps")  # noqa: S108 - the pipes of NVIDIA's multi-process service
 
 
 def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
@@ -52,19 +53,18 @@ def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
     Raises OSError for every other reason: then the process must end, because a run could have caused the error.
     """
     order.run_dir.mkdir(parents=True, exist_ok=True)
-    uses_tcp = len(order.devices) > 1  # the ranks communicate over TCP
+    sockets = sockets_for(order)
     if order.devices:
         create_gpu_device(Path("/dev"))
     missing = []
     try:
-        confine_files(access_policy(order, environment), tcp=uses_tcp)
+        confine_files(access_policy(order, environment), tcp=sockets.tcp)
     except SandboxUnavailable as error:
         missing.append(f"files (Landlock: {error.strerror})")
     try:
-        if not uses_tcp:
-            close_network()
+        restrict_system_calls(sockets)
     except SandboxUnavailable as error:
-        missing.append(f"network (seccomp: {error.strerror})")
+        missing.append(f"system calls and network (seccomp: {error.strerror})")
     return missing
 
 
@@ -96,7 +96,7 @@ def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> Acces
             *without_fonts,
             *devices,
             Path(f"/proc/{os.getpid()}/task"),
-            _MPS,
+            MPS,
         ),
         read=(*own, *linked, *matplotlib, *map(Path, _SYSTEM_FILES), *_amp_check(environment)),
         run=(_PROJECT / "trainer", *(part for root in _programs(environment) for part in without(root, _PROJECT))),

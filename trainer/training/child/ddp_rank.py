@@ -1,4 +1,4 @@
-"""One rank of a training on several GPUs: `python -m trainer.training.child.ddp_rank SOCKET` (see yolo/ddp.py).
+"""One rank of a training on several GPUs: `python -m trainer.training.child.ddp_rank FOLDER` (see yolo/ddp.py).
 
 The training process starts each rank through torch's launcher. A rank inherits the sandbox.
 """
@@ -6,29 +6,33 @@ The training process starts each rank through torch's launcher. A rank inherits 
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from trainer.core.events import ChildStopped, Event, Warned
 from trainer.core.stop import Stopped, StopSignal
 from trainer.sandbox.audit_hook import refuse_network
+from trainer.training.child import inherited_descriptors
 from trainer.training.child.event_pipe import EventWriter
 from trainer.training.child.main import FLUSH_SECONDS, Commands, crash_of, leave
+from trainer.training.yolo.ddp import EVENTS, ORDER, STOPS
 
 if TYPE_CHECKING:
     from trainer.training.yolo.train import Training
 
 
 def main(argv: Sequence[str]) -> NoReturn:
-    """Receive the training order from the socket, and train as one rank."""
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(argv[0])
+    """Read the training order from the folder of the ranks, and train as one rank."""
+    folder, rank = Path(argv[0]), os.environ["RANK"]
     refuse_network()
     stop = StopSignal()
-    commands = Commands(connection.makefile("rb"), stop)
-    writer = EventWriter(connection.fileno(), on_broken=lambda: leave(0))
+    events = os.open(folder / EVENTS.format(rank), os.O_WRONLY)
+    stops = (folder / STOPS.format(rank)).open("rb")
+    commands = Commands(chain([(folder / ORDER).read_bytes()], stops), stop)
+    writer = EventWriter(events, on_broken=lambda: leave(0))
     order = commands.order()
     commands.listen()
     # these modules import torch, so they are imported after the start of the command thread
@@ -36,7 +40,8 @@ def main(argv: Sequence[str]) -> NoReturn:
     from trainer.training.yolo.train import Training
 
     isolate()
-    is_first = os.environ["RANK"] == "0"
+    inherited_descriptors.install()
+    is_first = rank == "0"
     # rank 0 obeys stop requests and reports for all ranks
     training = Training(order, stop, writer.send) if is_first else Training(order, StopSignal(), lambda _: None)
     code = carry_out(training, writer.send, reports=is_first)

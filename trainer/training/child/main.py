@@ -17,7 +17,7 @@ import queue
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
@@ -26,6 +26,7 @@ from trainer.core.job import JsonObject
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.sandbox.audit_hook import refuse_network
+from trainer.training.child import inherited_descriptors
 from trainer.training.child.confinement import enter_sandbox
 from trainer.training.child.event_pipe import EventWriter
 from trainer.training.wire import WireError, decode_command
@@ -80,8 +81,8 @@ def take_stdin() -> BinaryIO:
 class Commands:
     """Reads commands: first the training order, then, after `listen`, stop requests. End of file ends the process."""
 
-    def __init__(self, stdin: BinaryIO, stop: StopSignal) -> None:
-        self._stdin = stdin
+    def __init__(self, lines: Iterable[bytes], stop: StopSignal) -> None:
+        self._lines = iter(lines)
         self._stop = stop
         self._orders: queue.Queue[TrainingOrder] = queue.Queue()
         threading.Thread(target=self._read, args=(True,), name="order", daemon=True).start()
@@ -97,7 +98,7 @@ class Commands:
     def _read(self, until_order: bool) -> None:
         code = 2  # exit code after an invalid line: a supervisor with another protocol could not stop the training
         try:
-            for line in self._stdin:
+            for line in self._lines:
                 command = decode_command(line)
                 if isinstance(command, StopReason):
                     self._stop.set(command)
@@ -118,6 +119,7 @@ def _prepare() -> Callable[[TrainingOrder, StopSignal, Callable[[Event], None]],
         from trainer.training.yolo.train import Training
 
         isolate()
+        inherited_descriptors.install()
         for name in LATE_IMPORTS:
             importlib.import_module(name)
     except Exception as error:  # noqa: BLE001 - a broken installation is reported like any other failure

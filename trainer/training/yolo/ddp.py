@@ -1,8 +1,9 @@
 """One training on several GPUs: one process (a rank) for each GPU, started by torch's launcher.
 
-The training process passes messages between the ranks and the supervisor. Each rank connects to a Unix socket in the
-private folder and uses the protocol of wire.py. It receives the training order and stop requests, and sends events.
-Rank 0 reports for all ranks. Of the other ranks, only the event of a crash is used.
+The training process passes messages between the ranks and the supervisor. It creates a folder in the private folder
+with the training order, and with two named pipes for each rank: stop requests and events, in the protocol of wire.py.
+The sandbox refuses sockets with a path. Rank 0 reports for all ranks. Of the other ranks, only the event of a crash is
+used.
 
 Only rank 0 obeys a stop request: it saves a checkpoint and exits. The other ranks then wait for rank 0 and end with the
 training process. After the last epoch, the training process continues from the checkpoint of rank 0.
@@ -16,7 +17,6 @@ import contextlib
 import os
 import selectors
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -34,6 +34,8 @@ PROGRAM = (sys.executable, "-m", "trainer.training.child.ddp_rank")
 _TICK = 0.1  # seconds between two checks of the stop signal
 _IMAGES_PER_RANK = 16  # replaces an automatic batch size, which Ultralytics can choose only for one GPU
 _CHUNK = 65536  # bytes
+ORDER = "order"  # the file of the training order in the folder of the ranks
+STOPS, EVENTS = "stops-{}", "events-{}"  # the named pipes of a rank in this folder
 
 
 class RankCrashed(RuntimeError):
@@ -52,7 +54,8 @@ class Ranks:
         self._stop = stop
         self._on_event = on_event
         self._forwarded: StopReason | None = None
-        self._connected: dict[socket.socket, bytearray] = {}  # rank → the incomplete line that it has sent
+        self._connected: dict[int, int] = {}  # rank → descriptor for stop requests
+        self._partial: dict[int, bytes] = {}  # descriptor of a rank's events → the incomplete line that it has sent
         self._crashed: Crashed | None = None
         self._phase = Phase.STARTING
         self.finished: Finished | None = None  # the final event of rank 0
@@ -62,44 +65,45 @@ class Ranks:
 
         A signal that kills a rank is also sent to this process.
         """
-        folder = Path(tempfile.mkdtemp(prefix="ranks-"))
-        with (
-            socket.socket(socket.AF_UNIX) as listener,
-            selectors.DefaultSelector() as ready,
-            contextlib.ExitStack() as connections,
-        ):
-            listener.bind(str(folder / "socket"))
-            listener.listen(len(self._order.devices))
-            ready.register(listener, selectors.EVENT_READ)
-            launched = _launch(len(self._order.devices), [*PROGRAM, str(folder / "socket")])
+        folder, ranks = Path(tempfile.mkdtemp(prefix="ranks-")), range(len(self._order.devices))
+        (folder / ORDER).write_bytes(encode_order(self._order))
+        for rank in ranks:
+            os.mkfifo(folder / STOPS.format(rank), 0o600)
+            os.mkfifo(folder / EVENTS.format(rank), 0o600)
+        with selectors.DefaultSelector() as ready, contextlib.ExitStack() as pipes:
+            for rank in ranks:
+                # without O_NONBLOCK, this would wait for the rank
+                events = os.open(folder / EVENTS.format(rank), os.O_RDONLY | os.O_NONBLOCK)
+                pipes.callback(os.close, events)
+                ready.register(events, selectors.EVENT_READ, rank)
+            launched = _launch(len(ranks), [*PROGRAM, str(folder)])
+            starting = set(ranks)
             while not launched.done() or self._connected:
+                starting = {rank for rank in starting if not self._connect(rank, folder / STOPS.format(rank), pipes)}
                 for key, _ in ready.select(_TICK):
-                    if key.fileobj is listener:
-                        self._accept(connections.enter_context(listener.accept()[0]), ready)
-                    else:
-                        self._read(key.fileobj, ready)  # type: ignore[arg-type]
+                    self._read(key.fd, key.data, ready)
                 self._forward_stop()
         self._raise_failure(launched)
 
-    def _accept(self, rank: socket.socket, ready: selectors.BaseSelector) -> None:
-        self._connected[rank] = bytearray()
-        ready.register(rank, selectors.EVENT_READ)
-        _send(rank, encode_order(self._order))
-        if self._forwarded:
-            _send(rank, encode_stop(self._forwarded))
-
-    def _read(self, rank: socket.socket, ready: selectors.BaseSelector) -> None:
+    def _connect(self, rank: int, stops: Path, pipes: contextlib.ExitStack) -> bool:
+        """Return whether the rank has started and waits for stop requests."""
         try:
-            data = rank.recv(_CHUNK)
-        except ConnectionResetError:
-            data = b""
-        *lines, rest = (self._connected[rank] + data).split(b"\n")
-        self._connected[rank] = rest
+            self._connected[rank] = os.open(stops, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # ENXIO: no process reads from the pipe
+            return False
+        pipes.callback(os.close, self._connected[rank])
+        if self._forwarded:
+            _send(self._connected[rank], encode_stop(self._forwarded))
+        return True
+
+    def _read(self, events: int, rank: int, ready: selectors.BaseSelector) -> None:
+        data = os.read(events, _CHUNK)
+        *lines, self._partial[events] = (self._partial.get(events, b"") + data).split(b"\n")
         for line in lines:
-            self._receive(decode_event(bytes(line)))
+            self._receive(decode_event(line))
         if not data:
-            ready.unregister(rank)
-            del self._connected[rank]
+            ready.unregister(events)
+            self._connected.pop(rank, None)
 
     def _receive(self, event: Event) -> None:
         match event:
@@ -120,8 +124,8 @@ class Ranks:
         if self._stop.must_stop and not self._connected:
             raise Stopped(reason)  # the ranks are not started yet, or have ended
         self._forwarded = reason
-        for rank in self._connected:
-            _send(rank, encode_stop(reason))
+        for stops in self._connected.values():
+            _send(stops, encode_stop(reason))
 
     def _raise_failure(self, launched: Future[None]) -> None:
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -175,6 +179,6 @@ def _launch(ranks: int, program: Sequence[str]) -> Future[None]:
     return launched
 
 
-def _send(rank: socket.socket, line: bytes) -> None:
+def _send(stops: int, line: bytes) -> None:
     with contextlib.suppress(BrokenPipeError):  # the rank has ended; the launcher reports how
-        rank.sendall(line)
+        os.write(stops, line)
