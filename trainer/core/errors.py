@@ -11,6 +11,7 @@
     │   └── HostUnfit         the host does not meet the requirements of the run, but can execute other runs
     ├── Unavailable       a remote service does not answer: the caller retries later
     └── Misconfigured     a setting, a file or the access to a service is wrong: the operator has to fix it
+        └── Refused           the queue does not store a value of the call; it may accept the call without the value
 
 `Stopped` (core/stop.py) is control flow and not an error, so it is not part of the tree.
 
@@ -111,3 +112,10 @@ class Unavailable(TrainerError):
 
 class Misconfigured(TrainerError):
     """The operator has to fix a setting, a file or the access to a remote service (key, migration, bucket)."""
+
+
+class Refused(Misconfigured):
+    """The queue does not store a value of the call: a column cannot contain it, or a rule of the app rejects it.
+
+    This is no outage, because the queue answers other calls.
+    """

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trainer.core.errors import Misconfigured, Unavailable
+from trainer.core.errors import Misconfigured, Refused, Unavailable
 from trainer.core.job import Json, JsonObject
 from trainer.core.run_row import RunRow
 from trainer.jobs.row import JSON_COLUMNS, UnreadJson, clamped, json_column
@@ -40,6 +40,8 @@ _LASTING = {
     sqlite3.SQLITE_NOTADB: "it is not an SQLite database; choose another file",
     sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a backup, or move it away to start with an empty queue",
 }
+
+_REFUSALS = frozenset({sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG})
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ class SqliteFile:
             code = _primary(error)
             if code in _PASSING:
                 raise Unavailable(f"The queue file {self._path} is not available: {_PASSING[code]}.") from error
+            if code in _REFUSALS:
+                raise Refused(f"The queue file {self._path} refuses a value: {error}.") from error
             if code is None:  # a programming error, not a problem of the file
                 raise
             why = _LASTING.get(code, f"SQLite reports {error}; the file may belong to another version or program")

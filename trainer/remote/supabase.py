@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from trainer.core.errors import Misconfigured, TrainerError, Unavailable
+from trainer.core.errors import Misconfigured, Refused, TrainerError, Unavailable
 from trainer.core.job import Json, JsonObject
 from trainer.remote.answers import retry_after_seconds
 from trainer.remote.stoppable import stoppable_client, within
@@ -31,6 +31,9 @@ _KEY_CODES = frozenset({"PGRST300", "PGRST301", "PGRST302", "PGRST303", "42501",
 _TRANSIENT_CODES = frozenset({"", "PGRST000", "PGRST001", "PGRST002", "PGRST003", "PGRSTX00"})
 _TRANSIENT_CLASSES = frozenset({"08", "40", "53", "55", "57", "58"})
 _TRANSIENT_STATUSES = frozenset({408, 425, 429})
+# a value is out of range; a constraint is violated; a limit is exceeded; a trigger raised an exception
+_REFUSAL_CLASSES = frozenset({"22", "23", "54", "P0"})
+_TOO_LARGE_STATUS = 413
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +222,9 @@ def _refusal(
     if code in _KEY_CODES or status in (401, 403):
         kind = f"; its role is {role}" if role else ""
         return Misconfigured(f"Supabase at {host} rejects the key ({said}{kind}): {USE_KEY}.")
+    is_invalid = code is not None and code.startswith("PGRST1")  # PostgREST cannot read the request
+    if sqlstate_class in _REFUSAL_CLASSES or is_invalid or status == _TOO_LARGE_STATUS:
+        return Refused(f"Supabase at {host} refuses a value of the call ({said}): check the rules of the table.")
     if status in _TRANSIENT_STATUSES or status >= 500:
         return Unavailable(f"Supabase at {host} is not available now ({said}).", retry_after=retry_after)
     if code is None:

@@ -49,8 +49,8 @@ class EventSink:
 
     def is_delivered(self, checkpoint_key: str) -> bool:
         """Return whether the queue has received the event of the checkpoint with this key."""
-        waiting = self.journal.pending(limit=100_000)
-        return not any(event.data.get("key") == checkpoint_key for event in waiting)
+        missing = [*self.journal.pending(limit=100_000), *self.journal.dropped]
+        return not any(event.data.get("key") == checkpoint_key for event in missing)
 
     def _record(self, event: Event) -> None:
         self.progress.follow(event)

@@ -5,7 +5,8 @@ process crashed, and the next process delivers the content (orphaned_journals.py
 
     {"lease": …}      the first line: the run, the attempt and the fencing token
     {"event": …}      an event of the run
-    {"delivered": n}  the queue has received every event up to n
+    {"delivered": n}  the queue has received every event up to n, except the dropped events
+    {"dropped": n}    the queue refused event n
     {"recovery": n}   the nth recovery of the run by a later process starts
     {"outcome": …}    the outcome; the file is removed after the delivery
 """
@@ -56,6 +57,7 @@ class Journal:
         self.lease = lease
         self.outcome = outcome
         self.recoveries = recoveries  # number of recoveries that were started
+        self.dropped: list[RunEvent] = []  # events that the queue refused
         self._file = file
         self._lock = threading.Lock()
         self._pending = list(pending)
@@ -107,6 +109,17 @@ class Journal:
             last = events[-1].seq
             self._pending = [event for event in self._pending if event.seq > last]
             self._append({"delivered": last})
+
+    def drop(self, event: RunEvent) -> bool:
+        """Remove an event that the queue refuses. Return False if the event was delivered or dropped before."""
+        with self._lock:
+            kept = [waiting for waiting in self._pending if waiting.seq != event.seq]
+            if len(kept) == len(self._pending):
+                return False
+            self._pending = kept
+            self.dropped.append(event)
+            self._append({"dropped": event.seq})
+            return True
 
     def begin_recovery(self) -> None:
         """Increase the number of recoveries, and write it to the file, so that it survives a crash of this process."""

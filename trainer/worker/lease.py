@@ -16,8 +16,11 @@ from trainer.core.stop import StopReason, StopSignal
 from trainer.core.threads import thread_running
 from trainer.worker.journal import Journal
 from trainer.worker.liveness import Liveness
+from trainer.worker.refused_parts import EventDelivery
 
 log = structlog.get_logger()
+
+AFTER_REFUSAL = 0.2  # seconds between heartbeats while a refused event is searched
 
 STOP_FOR = {
     Verdict.CANCEL: StopReason.CANCELED,
@@ -55,6 +58,7 @@ class Heartbeat:
 
     def __post_init__(self) -> None:
         self._trusted_until = self.journal.lease.trusted_until
+        self._delivery = EventDelivery(self.beat, self.journal)
 
     def confirm(self, stop: StopSignal) -> None:
         """If the lease may have expired, wait until a heartbeat renews it. Raises `Stopped`.
@@ -86,7 +90,8 @@ class Heartbeat:
                 if self.stop.reason is StopReason.LOST:
                     break
                 has_events = self._unreachable_since is None and self.journal.pending(limit=1)
-                self._over.wait(0 if has_events else self.times.beat)
+                pause = AFTER_REFUSAL if self._delivery.was_refused else 0.0
+                self._over.wait(min(pause, self.times.beat) if has_events else self.times.beat)
             is_complete = True
         finally:
             if not is_complete:
@@ -94,10 +99,10 @@ class Heartbeat:
 
     def _beat(self) -> None:
         asked = boottime()  # read before the request, so that `_trusted_until` ends before the lease in the database
-        events = self.journal.pending()
-        progress = self.progress() if events or asked >= self._next_progress else None
+        is_due = asked >= self._next_progress or self.journal.pending(limit=1)
+        progress = self.progress() if is_due and not self._delivery.was_refused else None
         try:
-            verdict = self.beat(self.journal.lease, progress, events)
+            verdict = self._delivery.send(progress)
         except (Unavailable, Misconfigured) as error:
             if self._unreachable_since is None:
                 self._unreachable_since = asked
@@ -108,7 +113,6 @@ class Heartbeat:
             self._unreachable_since = None
         if verdict is not Verdict.LOST:
             self._trusted_until = asked + self.times.lease
-            self.journal.delivered(events)
         if progress is not None:
             self._next_progress = asked + self.times.progress
         if verdict in STOP_FOR:

@@ -98,17 +98,19 @@ def _read(file: FileIO, path: Path, worker_id: str, lease_seconds: float) -> Jou
     job = Job(id=header.run_id, request=RunRequest(data_yaml=None), attempt=header.attempt)
     lease = Lease(job=job, claim_id=header.claim_id, worker_id=worker_id, seconds=lease_seconds, trusted_until=0.0)
     events: list[RunEvent] = []
-    delivered, recoveries, outcome = 0, 0, None
+    delivered, recoveries, outcome, dropped = 0, 0, None, set[int]()
     for line in lines:
         if "outcome" in line:
             outcome = _validated(OUTCOME, line["outcome"], "outcome")
         elif "delivered" in line:
             delivered = max(delivered, _number(line["delivered"]))
+        elif "dropped" in line:
+            dropped.add(_number(line["dropped"]))
         elif "recovery" in line:
             recoveries = max(recoveries, _number(line["recovery"]))
         elif event := _event(line.get("event")):
             events.append(event)
-    pending = [event for event in events if event.seq > delivered]
+    pending = [event for event in events if event.seq > delivered and event.seq not in dropped]
     last_seq = max((event.seq for event in events), default=0)
     return Journal(
         file, path, lease, pending=pending, last_seq=max(last_seq, delivered), outcome=outcome, recoveries=recoveries,

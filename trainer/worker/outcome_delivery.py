@@ -9,12 +9,12 @@ from trainer.core.job import Outcome, Status
 from trainer.core.ports import AttemptEnd, Delivery, Queue
 from trainer.core.retry import RetryPolicy, retrying
 from trainer.core.stop import Stopped, StopSignal
+from trainer.worker import refused_parts
 from trainer.worker.journal import Journal
 
 log = structlog.get_logger()
 
 RETRY_FOREVER = RetryPolicy(tries=1_000_000, first_wait=0.5, longest_wait=30.0, total_seconds=float("inf"))
-ALL_EVENTS = 100_000  # maximum number of events that are sent with an outcome
 
 
 def deliver(
@@ -28,7 +28,7 @@ def deliver(
 
     def finish() -> Status | None:
         try:
-            return queue.finish(journal.lease, outcome, journal.pending(ALL_EVENTS))
+            return refused_parts.finish(queue, journal, outcome)
         except (Unavailable, Misconfigured) as error:
             if str(error) not in logged:
                 logged.add(str(error))
