@@ -72,7 +72,7 @@ def test_subreaper_killed_during_shutdown_leaves_no_process(tmp_path, millisecon
 
 @pytest.mark.parametrize("stopped", [(True, False), (False, True), (True, True)], ids=["first", "second", "both"])
 def test_training_process_is_killed_even_if_its_subreapers_are_suspended(program, tmp_path, monkeypatch, stopped):
-    monkeypatch.setattr("trainer.training.supervisor.process_tree._KILL_SECONDS", 0.3)
+    monkeypatch.setattr("trainer.training.supervisor.process_tree._KILL_SECONDS", 1.5)
     training = program("daemonizes", str(tmp_path / "pids"))
 
     def stop_the_subreapers():

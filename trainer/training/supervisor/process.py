@@ -11,18 +11,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import structlog
+
 from trainer.core.errors import HostFailed, MachineFailed
-from trainer.core.events import Event, Finished
+from trainer.core.events import Event, Finished, Warned
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopReason, StopSignal
 from trainer.disk.folder_locks import FolderLocks
 from trainer.disk.old_folders import OldFolders
 from trainer.training.supervisor.environment import PRIVATE, PRIVATE_ELSEWHERE, child_environment, private_folder
 from trainer.training.supervisor.event_dispatch import EventLimits
+from trainer.training.supervisor.orphans import adopt_orphans, end_orphans
 from trainer.training.supervisor.process_tree import ProcessTree
 from trainer.training.supervisor.training_watch import TimeLimits, TrainingWatch
 from trainer.training.supervisor.unconfined import DISABLED, unconfined
 from trainer.training.wire import FAST_LOADER, SANDBOX, SandboxReport, encode_order
+
+log = structlog.get_logger()
 
 _UNUSED_SECONDS = 86_400.0  # after this time, a private folder without a lock counts as left by a crash
 
@@ -53,6 +58,7 @@ class ChildTrainer:
     _closed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        adopt_orphans()
         self.home, self.weights = self.home.absolute(), self.weights.absolute()
         self._private_folders = [
             OldFolders(root, prefix, self._locks, keep_seconds=_UNUSED_SECONDS, left_seconds=0.0)
@@ -119,6 +125,7 @@ class ChildTrainer:
         process = prestarted or self._start(order.devices)
         with contextlib.ExitStack() as afterwards:
             afterwards.callback(process.dispatcher.close)
+            afterwards.callback(_end_orphans, process)
             afterwards.callback(process.close)
             process.send(encode_order(order))
             yield process, prestarted is not None
@@ -136,6 +143,14 @@ class ChildTrainer:
             SANDBOX: self.sandbox,
         }
         return ProcessTree(self.program, environment, folder, self._locks, DISABLED if self.sandbox == "0" else None)
+
+
+def _end_orphans(process: ProcessTree) -> None:
+    """End all processes that outlived the tree of a training. Warn its run, although it may be those of another run."""
+    if count := end_orphans():
+        log.warning("processes of a training outlived their supervisors and were killed", processes=count)
+        message = f"{count} processes were still running after the end of their training. They were killed."
+        process.dispatcher.event(Warned(code="processes_left", message=message))
 
 
 def _with_sandbox(finished: Finished, sandbox: SandboxReport | None) -> Finished:

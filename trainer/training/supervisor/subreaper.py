@@ -8,9 +8,10 @@ It forks a second subreaper, which starts PROGRAM in a new session. Then both su
   SIGKILL. The supervisor reads end of file when no process of the tree is left.
 - When PROGRAM ends, all processes that it started end, too. Each subreaper inherits the orphaned processes below it,
   with any session, environment or name. A subreaper exits after it has reaped them all.
-- When one subreaper is killed, the other subreaper ends the tree. Processes survive only if both are killed at the same
-  time. PROGRAM never survives, because the kernel kills it with the second subreaper. A parent-death signal from
-  the supervisor itself would not work: the kernel sends it when the thread that started the process ends.
+- When one subreaper is killed, the other subreaper ends the tree. If both are killed at the same time, the kernel kills
+  PROGRAM with the second subreaper, and the supervisor finds and ends the rest (orphans.py). A parent-death signal
+  from the supervisor itself would not work: the kernel sends it when the thread that started the process ends.
+- PROGRAM could limit the resources of its subreapers. So whatever fails, a subreaper continues until no process is left.
 - Each subreaper removes FOLDER (the private folder of PROGRAM) and ends with the exit code or the signal of PROGRAM.
 """
 
@@ -29,6 +30,8 @@ from collections.abc import Iterator
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _SECOND_SECONDS = 1.0  # time for the second subreaper to end the tree, before the first subreaper does it
+_MARK = resource.RLIMIT_MSGQUEUE  # see orphans.py
+_FAILURES = (OSError, MemoryError, ImportError)  # of a process without descriptors or memory
 _OUR_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
 
@@ -51,7 +54,10 @@ def kill_each(processes: list[int], number: signal.Signals) -> None:
 
 
 def _all_processes() -> Iterator[tuple[int, int]]:
-    for name in os.listdir("/proc"):  # noqa: PTH208
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = os.listdir("/proc")  # noqa: PTH208
+    for name in names:
         if name.isdigit():
             # a process may end between listing and reading
             with contextlib.suppress(OSError, IndexError), open(f"/proc/{name}/stat", "rb") as stat:  # noqa: PTH123
@@ -59,15 +65,23 @@ def _all_processes() -> Iterator[tuple[int, int]]:
                 yield int(name), int(stat.read().rpartition(b")")[2].split()[1])
 
 
-def _children() -> list[int]:
+def _open_children() -> int | None:
+    """Return the descriptor of the list of direct children of this process. Some kernels do not have this file.
+
+    It is opened at the start, because a limit for descriptors may not allow that later.
+    """
+    with contextlib.suppress(OSError):
+        return os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
+    return None
+
+
+def _children(descriptor: int | None) -> list[int]:
     """Return the direct children of this process.
 
     The list includes processes that /proc hides (`hidepid`). It is fast to read, so even a process that constantly
     forks and exits still exists when it gets its signal.
     """
-    with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children", "rb") as children:  # noqa: PTH123
-        return [int(pid) for pid in children.read().split()]
-    return []  # some kernels do not have this file
+    return [] if descriptor is None else [int(pid) for pid in os.pread(descriptor, 65536, 0).split()]
 
 
 def _prctl(option: int, value: int) -> None:
@@ -88,6 +102,9 @@ def _start(program: list[str]) -> int:
         # when the host runs out of memory, the kernel should kill the training, not its supervisor
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
             score.write("500")
+        hard = resource.getrlimit(_MARK)[1]
+        mark = 0 if hard == resource.RLIM_INFINITY else max(0, hard - 1)
+        resource.setrlimit(_MARK, (mark, mark))
         if os.getppid() == subreaper:
             os.execvp(program[0], program)  # noqa: S606
     except OSError as error:
@@ -95,7 +112,7 @@ def _start(program: list[str]) -> int:
     os._exit(127)
 
 
-def _close_all_but(*descriptors: int) -> None:
+def _close_all_but(*descriptors: int | None) -> None:
     # the program's pipes must close when the program ends, so no subreaper keeps a pipe open
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -108,28 +125,27 @@ def _close_all_but(*descriptors: int) -> None:
 
 def _watch_second(lifeline: int, second: int) -> None:
     """Return when the second subreaper has ended or must end."""
-    ended = os.pidfd_open(second)
     while True:
-        readable, _, _ = select.select([lifeline, ended], [], [])
-        if ended in readable:
+        readable, _, _ = select.select([lifeline, second], [], [])
+        if second in readable:
             return
         if not os.read(lifeline, 1):
             # the second subreaper ends the tree and exits; the wait is limited, because that subreaper can be suspended
-            select.select([ended], [], [], _SECOND_SECONDS)
+            select.select([second], [], [], _SECOND_SECONDS)
             return
         kill_each(descendants(os.getpid()), signal.SIGTERM)  # the second subreaper ignores SIGTERM
 
 
 def _watch_program(lifeline: int, first: int, program: int) -> None:
-    """Return when the program has ended or must end."""
+    """Return when the program or the first subreaper has ended, or when the program must end."""
     events = select.poll()
     events.register(lifeline, select.POLLRDHUP)  # only the first subreaper reads the bytes of the lifeline
-    for end in (first, os.pidfd_open(program)):
+    for end in (first, program):
         events.register(end, select.POLLIN)
     events.poll()
 
 
-def _reap_all(child: int) -> int:
+def _reap_all(child: int, children: int | None) -> int:
     """Kill and reap every remaining process; return the wait status of `child`."""
     status = 0
     pause = 0.002
@@ -137,8 +153,10 @@ def _reap_all(child: int) -> int:
         with contextlib.suppress(ChildProcessError):
             reaped, how = os.waitpid(child, os.WNOHANG)
             status = how if reaped else status
-        kill_each(_children(), signal.SIGKILL)
-        kill_each(descendants(os.getpid()), signal.SIGKILL)
+        with contextlib.suppress(*_FAILURES):
+            kill_each(_children(children), signal.SIGKILL)
+        with contextlib.suppress(*_FAILURES):
+            kill_each(descendants(os.getpid()), signal.SIGKILL)
         try:
             while (reaped_and_how := os.waitpid(-1, os.WNOHANG))[0]:
                 status = reaped_and_how[1] if reaped_and_how[0] == child else status
@@ -158,10 +176,11 @@ def _end_like(status: int) -> None:
 
 
 def _remove(folder: str) -> None:
-    if os.path.lexists(folder):
-        import shutil  # imported here, because the import would slow down every start
+    # what is left, for example a folder that is nested too deep, is removed by the supervisor
+    with contextlib.suppress(RecursionError, *_FAILURES):
+        if os.path.lexists(folder):
+            import shutil  # imported here, because the import would slow down every start
 
-        with contextlib.suppress(RecursionError):  # the folder is nested too deep: the supervisor removes it
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -175,15 +194,20 @@ def main() -> None:
     first = os.pidfd_open(os.getpid())
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     child = os.fork()
+    children = _open_children()
     if child:
-        _close_all_but(lifeline)
-        _watch_second(lifeline, child)
+        second = os.pidfd_open(child)
+        _close_all_but(lifeline, children, second)
+        with contextlib.suppress(*_FAILURES):
+            _watch_second(lifeline, second)
     else:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # a fork does not inherit this property
         child = _start(program)
-        _close_all_but(lifeline, first)
-        _watch_program(lifeline, first, child)
-    status = _reap_all(child)
+        started = os.pidfd_open(child)
+        _close_all_but(lifeline, children, first, started)
+        with contextlib.suppress(*_FAILURES):
+            _watch_program(lifeline, first, started)
+    status = _reap_all(child, children)
     _remove(folder)
     _end_like(status)
 
