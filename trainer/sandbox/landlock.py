@@ -7,14 +7,18 @@ second part: seccomp.py refuses system calls.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import struct
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+_END_OF_THREAD = 1.0  # seconds
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # system call numbers, the same on every architecture
 PR_SET_NO_NEW_PRIVS = 38
@@ -62,8 +66,11 @@ def confine_files(policy: AccessPolicy, *, tcp: bool) -> None:
     """Restrict the calling thread to the policy. Files that the process writes cannot be executed.
 
     If `tcp` is False, TCP ports are also closed. Raises `SandboxUnavailable` if the kernel has no Landlock. Raises OSError
-    if a sample would become unusable, which happens on some network file systems, and for every other failure.
+    if this process has another thread, which would stay unrestricted; if a sample would become unusable, which happens
+    on some network file systems; and for every other failure.
     """
+    if others := other_threads():
+        raise OSError(errno.EBUSY, f"threads that the sandbox would not restrict: {', '.join(others)}")
     version = call(_CREATE_RULESET, None, 0, 1)
     everything = _FILE_RIGHTS.get(version, _ALL_FILE_RIGHTS)
     network = _TCP_BIND_AND_CONNECT if version >= 4 and not tcp else 0
@@ -85,6 +92,22 @@ def confine_files(policy: AccessPolicy, *, tcp: bool) -> None:
         _drop_capabilities()
     finally:
         os.close(rules)
+
+
+def other_threads() -> list[str]:
+    """Return the names of all threads of this process except the first. An ended thread has 1 s to disappear."""
+    deadline = time.monotonic() + _END_OF_THREAD
+    while (ids := _thread_ids() - {os.getpid()}) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    names = []
+    for thread in ids:
+        with contextlib.suppress(OSError):  # the thread has ended
+            names.append(Path(f"/proc/self/task/{thread}/comm").read_text().strip())
+    return sorted(names)
+
+
+def _thread_ids() -> set[int]:
+    return set(map(int, os.listdir("/proc/self/task")))  # noqa: PTH208
 
 
 def _allow(rules: int, path: Path, rights: int) -> None:

@@ -26,6 +26,7 @@ from trainer.core.job import JsonObject
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.sandbox.audit_hook import refuse_network
+from trainer.sandbox.landlock import other_threads
 from trainer.training.child import inherited_descriptors
 from trainer.training.child.confinement import enter_sandbox
 from trainer.training.child.event_pipe import EventWriter
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 10.0  # time to write the last events
 PLOT_SECONDS = 60.0  # time to finish each plot
 _TRACEBACK = 8000  # characters
-# packages that Ultralytics imports only when it trains; a prestarted process imports them while it waits
+# Packages that Ultralytics imports only when it trains; a prestarted process imports them while it waits. Polars is not
+# one of them, because it starts threads, and the sandbox does not restrict earlier threads.
 LATE_IMPORTS = (
-    "torch._dynamo", "torch._inductor", "torch.onnx", "torchvision.transforms", "matplotlib.pyplot", "polars", "thop",
+    "torch._dynamo", "torch._inductor", "torch.onnx", "torchvision.transforms", "matplotlib.pyplot", "thop",
 )  # fmt: skip
 
 
@@ -55,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     commands = Commands(take_stdin(), stop)
     prepared = None if "CUDA_VISIBLE_DEVICES" in os.environ else _prepare()
     order = commands.order()
+    if prepared and other_threads():
+        leave(0)  # the supervisor starts a new process, which enters the sandbox before its imports
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, order.devices))
     enter_sandbox(order, os.environ, fd)
     # only threads that start after `enter_sandbox` are in the sandbox

@@ -87,7 +87,10 @@ def child_environment(
         "CUDA_CACHE_PATH": str(caches / "cuda"),  # kernels compiled for a GPU newer than the torch build
         "PYTHONPATH": os.pathsep.join(paths),
     }
-    if devices is not None:
+    if devices is None:
+        # numpy and OpenCV would start threads at their import, and the sandbox does not restrict earlier threads
+        environment["OPENBLAS_NUM_THREADS"] = "1"
+    else:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
     return environment
 
