@@ -55,6 +55,7 @@ def order_for(root, **changes):
         names=("disc",),
         images={"train": 4},
         fingerprint="f",
+        readable=(root / "images_of_user", root / "elsewhere"),
     )
     plan = TrainPlan(
         sources=("/data",),

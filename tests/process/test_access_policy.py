@@ -43,7 +43,7 @@ def test_tree_without_excluded_path_contains_all_other_paths(tmp_path):
 
 
 def test_links_of_view_are_followed_to_final_folder(host):
-    found = policy.linked_files(host.order.dataset.root)
+    found = policy.linked_files(host.order.dataset.root, host.order.dataset.readable)
 
     assert set(found) == {host.root / "images_of_user", host.root / "elsewhere"}
     assert found[host.root / "elsewhere"] == host.root / "elsewhere" / "2.png"
@@ -53,8 +53,9 @@ def test_broken_links_and_missing_view_are_ignored(host):
     (host.order.dataset.root / "images" / "train" / "3.png").symlink_to("/nowhere/3.png")
     (host.order.dataset.root / "images" / "train" / "4.png").symlink_to("4.png")
 
-    assert Path("/nowhere") in policy.linked_files(host.order.dataset.root)
-    assert policy.linked_files(host.root / "gone") == {}
+    found = policy.linked_files(host.order.dataset.root, host.order.dataset.readable)
+    assert set(found) == {host.root / "images_of_user", host.root / "elsewhere"}
+    assert policy.linked_files(host.root / "gone", [Path("/")]) == {}
     assert host.results_of([reading(host.root / "queue.db")]) == {"PermissionError"}
 
 

@@ -95,7 +95,10 @@ class DatasetOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedDataset:
-    """A private view of a dataset, ready for training. `data` is data.yaml, or `root` for classification."""
+    """A private view of a dataset, ready for training. `data` is data.yaml, or `root` for classification.
+
+    The links in the view lead only to files in the folders `readable`.
+    """
 
     root: Path
     data: Path
@@ -103,5 +106,6 @@ class PreparedDataset:
     names: tuple[str, ...]
     images: Mapping[str, int]  # split → number of images
     fingerprint: str  # SHA-256 of the training data
+    readable: tuple[Path, ...] = ()
     findings: tuple[Finding, ...] = ()
     summary: JsonObject = field(default_factory=dict)  # published as `results.dataset`

@@ -6,7 +6,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,13 +58,13 @@ class FetchedDatasets:
         from trainer.datasets.view.build import build
 
         report = Report()
-        checked = self._checked(order, folder, stop, report, on_event)
+        checked, readable = self._checked(order, folder, stop, report, on_event)
         with _without_garbage_collector():
             prepared = build(order, checked, folder / VIEW, stop, report, self.pixels)
         for finding in prepared.findings:
             if finding.level == "warning":
                 on_event(Warned(code=finding.code, message=finding.message))
-        return prepared
+        return replace(prepared, readable=readable)
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
         """See `core.ports.Datasets`. Facts about the images are saved for the next run."""
@@ -92,18 +92,22 @@ class FetchedDatasets:
         from trainer.datasets.view.contact_sheet import draw_sheet
 
         report = Report()
-        checked = self._checked(order, folder, stop, report, on_event)
+        checked, _ = self._checked(order, folder, stop, report, on_event)
         drawn = draw_sheet(checked, sheet) if sheet else 0
         return CheckResult(findings=report.findings, summary=summary(checked, report), drawn=drawn)
 
     def _checked(
         self, order: DatasetOrder, folder: Path, stop: StopSignal, report: Report, on_event: OnEvent
-    ) -> Checked:
-        """Fetch, recognize and check all sources. Fetched files are kept as long as the new folder `folder` exists."""
+    ) -> tuple[Checked, tuple[Path, ...]]:
+        """Fetch, recognize and check all sources. Return the result and the folders that contain the files.
+
+        Fetched files are kept as long as the new folder `folder` exists.
+        """
         from trainer.datasets.checks.check import check_all  # this imports numpy, which an idle worker does not need
 
         new_folder(folder)
         datasets = []
+        readable: dict[Path, None] = {}
         for number, source in enumerate(order.sources):
             ref = parse_reference(
                 source,
@@ -115,12 +119,13 @@ class FetchedDatasets:
             report.extend(fetched.findings)
             root = fetched.root.resolve()
             roots = Roots(root) if fetched.is_private else self.roots
+            readable |= dict.fromkeys((roots.dataset_root, *roots.extra))
             tree = Tree(root, roots.admit, report, stop, is_owned=fetched.is_private)
             entry = tree.root / fetched.entry if fetched.entry else None
             datasets.append(recognize(tree, entry, order.task, report))
         on_event(PhaseStarted(phase=Phase.CHECKING))
         with _without_garbage_collector():
-            return check_all(order, datasets, stop, report, self.facts)
+            return check_all(order, datasets, stop, report, self.facts), tuple(readable)
 
 
 @contextmanager

@@ -11,8 +11,11 @@ import yaml
 from tests.dataset_painter import paint, prepared
 from trainer.core.errors import DatasetError, MachineFailed
 from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.datasets.images.header import NOT_READ
 from trainer.datasets.samples import Sample
 from trainer.datasets.view.links import folder_names, placed, view_names, write_data_yaml, write_view
+
+COPIED = NOT_READ._replace(has_trailing_data=True)
 
 
 def one(image: Path | str, **more) -> list[Sample]:
@@ -26,23 +29,34 @@ def image(tmp_path) -> Path:
     return path
 
 
-def test_cached_files_are_hard_links_and_user_files_are_symlinks(tmp_path):
+@pytest.mark.parametrize("private", [True, False])
+def test_images_are_short_symlinks(tmp_path, private):
     data = paint(tmp_path / "set")
-    prepared(data, tmp_path / "ours", private=True)
-    prepared(data, tmp_path / "users")
-    for place in ("images/train/0000.jpg", "labels/train/0000.txt"):
-        assert (tmp_path / "ours/view" / place).samefile(tmp_path / "set" / place)
-        assert not (tmp_path / "ours/view" / place).is_symlink()
-    assert (tmp_path / "users/view/images/train/0000.jpg").is_symlink()
-    assert not (tmp_path / "users/view/labels/train/0000.txt").samefile(tmp_path / "set/labels/train/0000.txt")
+    view = prepared(data, tmp_path / "run", private=private).root
+    link = view / "images/train/0000.jpg"
+    assert str(link.readlink()) == "../../linked/0/0000.jpg"
+    assert (view / "linked/0").readlink() == tmp_path / "set/images/train"
+    assert not any(path.is_file() and path.stat().st_nlink > 1 for path in view.rglob("*"))
+
+
+def test_folders_of_images_have_one_link_each(tmp_path):
+    samples = [Sample(f"/data/{n % 3}/{n}.jpg", f"{n}.jpg", "train", text=b"") for n in range(9)]
+    write_view(tmp_path / "view", placed(samples), StopSignal())
+    links = sorted((tmp_path / "view/linked").iterdir())
+    assert [str(link.readlink()) for link in links] == ["/data/0", "/data/1", "/data/2"]
+    for n in range(9):
+        link = tmp_path / f"view/images/train/{n}.jpg"
+        assert os.path.realpath(link) == f"/data/{n % 3}/{n}.jpg"
 
 
 def test_cached_folder_of_unchanged_labels_is_one_symlink(tmp_path):
     data = paint(tmp_path / "set")
     (tmp_path / "set/labels/val/0006.txt").write_text("0,.5,.5,.5,.5\n")
     view = prepared(data, tmp_path / "run", private=True).root
-    assert (view / "labels/train").readlink() == tmp_path / "set/labels/train"
+    assert (view / "labels/train").is_symlink()
+    assert (view / "labels/train").samefile(tmp_path / "set/labels/train")
     assert not (view / "labels/val").is_symlink()
+    assert (view / "labels/val/0007.txt").is_symlink()
     assert (view / "labels/val/0007.txt").samefile(tmp_path / "set/labels/val/0007.txt")
     # Ultralytics looks for labels beside the real path of the images
     assert not (view / "images/train").is_symlink()
@@ -77,15 +91,6 @@ def test_jpeg_that_ultralytics_would_rewrite_is_copied(tmp_path, private):
     assert copy.read_bytes() == source.read_bytes()
 
 
-def test_files_on_other_file_system_are_symlinked(tmp_path, image, monkeypatch):
-    def no_link(*_):
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", no_link)
-    write_view(tmp_path / "view", one(image, owned=True), StopSignal())
-    assert (tmp_path / "view/images/train/a.jpg").is_symlink()
-
-
 def test_full_disk_raises_machine_failed(tmp_path, image, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "x")
@@ -104,7 +109,7 @@ def test_existing_view_raises_machine_failed(tmp_path):
 
 def test_error_about_removed_image_contains_its_name(tmp_path):
     with pytest.raises(DatasetError, match=r"a\.jpg was removed"):
-        write_view(tmp_path / "view", one(tmp_path / "gone.jpg", owned=True), StopSignal())
+        write_view(tmp_path / "view", one(tmp_path / "gone.jpg", facts=COPIED), StopSignal())
 
 
 def test_writing_of_view_can_be_stopped(tmp_path, image):

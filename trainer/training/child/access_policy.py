@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -80,7 +81,7 @@ def create_gpu_device(devices: Path) -> None:
 
 def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> AccessPolicy:
     """Return the access policy for a training order, in a process with this environment."""
-    linked = linked_files(order.dataset.root)
+    linked = linked_files(order.dataset.root, order.dataset.readable)
     checkpoint = order.resume or order.best_of
     own = [order.dataset.root, order.dataset.data, order.model, *([checkpoint] if checkpoint else [])]
     matplotlib = [Path(folder) for folder in _values(environment, "MPLCONFIGDIR")]
@@ -105,18 +106,34 @@ def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> Acces
     )
 
 
-def linked_files(view: Path) -> dict[Path, Path]:
-    """Return the folders that contain the targets of the symlinks in `view`, each with one linked file."""
+def linked_files(view: Path, readable: Sequence[Path]) -> dict[Path, Path]:
+    """Return the folders and files to which the symlinks in `view` lead, each with one linked file.
+
+    A folder with subfolders is replaced by the linked files in it: the subfolders can contain the files of others.
+    A link to a place outside of the folders `readable` is ignored.
+    """
     names_in: dict[str, set[str]] = {}
     for target in _link_targets(str(view)):
         folder, _, name = target.rpartition("/")
         names_in.setdefault(folder, set()).add(name)
-    found: dict[Path, Path] = {}
+    files_in: dict[Path, set[str]] = {}
     for folder, names in names_in.items():
-        found.setdefault(_real(folder), Path(folder, next(iter(names))))
-        for name in names & _symlinks_in(folder):
-            real = _real(f"{folder}/{name}")
-            found.setdefault(real.parent, real)
+        links = names & _names_in(folder).links
+        files_in.setdefault(_real(folder), set()).update(names - links)
+        for real in (_real(f"{folder}/{name}") for name in links):
+            if os.path.isdir(real):  # noqa: PTH112 - never raises
+                files_in.setdefault(real, set()).update(_names_in(str(real)).files)
+            else:
+                files_in.setdefault(real.parent, set()).add(real.name)
+    allowed = [_real(str(folder)) for folder in readable]
+    found: dict[Path, Path] = {}
+    for place, names in files_in.items():
+        present = _names_in(str(place))
+        # without the permission to list a folder, each of its files is allowed
+        files = names & present.files if present.files or present.folders else names
+        if any(map(place.is_relative_to, allowed)):
+            paths = [place / name for name in files]
+            found.update(zip([place] if present.files and not present.folders else paths, paths, strict=False))
     return found
 
 
@@ -143,10 +160,21 @@ def _real(path: str) -> Path:
     return Path(os.path.realpath(path))  # pathlib raises for a loop of links
 
 
-def _symlinks_in(folder: str) -> set[str]:
+@dataclass(frozen=True)
+class _Names:
+    files: set[str]
+    folders: set[str]
+    links: set[str]
+
+
+def _names_in(folder: str) -> _Names:
+    """Return the names in a folder by kind. A folder that cannot be listed has no names."""
+    found = _Names(set(), set(), set())
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.is_symlink()}
-    return set()  # the folder cannot be listed
+        for entry in entries:
+            kind = found.links if entry.is_symlink() else found.folders if entry.is_dir() else found.files
+            kind.add(entry.name)
+    return found
 
 
 def _programs(environment: Mapping[str, str]) -> Iterator[Path]:
