@@ -32,7 +32,9 @@ def test_linked_labels_folder_is_trained_on(tmp_path):
     assert (view / "labels/train").is_symlink()
     data = write_data_yaml(view, NAMES, ("train", "val"), None, None)
     images = {"train": 16, "val": 8}
-    dataset = PreparedDataset(root=view, data=data, task=Task.DETECT, names=NAMES, images=images, fingerprint="0" * 64)
+    dataset = PreparedDataset(
+        root=view, data=data, task=Task.DETECT, names=NAMES, images=images, fingerprint="0" * 64, readable=(cached,)
+    )
 
     run = run_child(order_for(dataset, tmp_path / "run"), tmp_path / "home")
 
