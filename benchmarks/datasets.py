@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument(
         "--users",
         action="store_true",
-        help="treat the images as files of the user: each label file is written anew",
+        help="treat the images as files of the user: the labels are copied",
     )
     parser.add_argument(
         "--folder",
