@@ -16,6 +16,7 @@ from trainer.core.dataset import PreparedDataset, Task
 from trainer.core.model import Architecture
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
+from trainer.sandbox import private_network
 from trainer.training.supervisor.environment import child_environment, private_folder
 from trainer.training.wire import encode_order
 
@@ -34,9 +35,11 @@ class SandboxHost:
     environment: dict[str, str]
 
     def execute(self, *snippets, order=None):
+        order = order or self.order
+        network = [sys.executable, "-I", "-S", private_network.__file__] if len(order.devices) > 1 else []
         done = subprocess.run(
-            [sys.executable, str(PROGRAM)],
-            input=encode_order(order or self.order) + json.dumps(snippets).encode(),
+            [*network, sys.executable, str(PROGRAM)],
+            input=encode_order(order) + json.dumps(snippets).encode(),
             env=self.environment, stdout=subprocess.PIPE, check=True, timeout=30,
         )  # fmt: skip
         return json.loads(done.stdout)

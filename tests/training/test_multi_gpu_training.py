@@ -91,6 +91,7 @@ def test_two_ranks_train_one_model(two):
     order = [Phase.LOADING, Phase.SCANNING, Phase.TRAINING, Phase.VALIDATING, Phase.FINALIZING]
     assert phases == order
     assert finished.report["epochs_completed"] == 2
+    assert finished.report["sandbox"] == []
     assert finished.report["images_per_second"] > 0
     assert {"mAP", "per_class", "test"} <= finished.report.keys()
     assert os.path.getsize(finished.best.path) < 8e6, "the optimizer state was not removed"

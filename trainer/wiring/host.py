@@ -52,6 +52,7 @@ def build_trainer(settings: Settings) -> ChildTrainer:
         warm_start=settings.warm_start,
         fast_loader_bytes=int(settings.dataset_cache_gb * GB) if settings.fast_loader else 0,
         sandbox=settings.sandbox,
+        private_network=len(host.gpus()) > 1,  # a prestarted process can get a training on several GPUs
     )
 
 

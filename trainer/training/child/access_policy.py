@@ -20,6 +20,7 @@ from pathlib import Path
 
 from trainer.core.ports import TrainingOrder
 from trainer.sandbox.landlock import AccessPolicy, SandboxUnavailable, confine_files
+from trainer.sandbox.private_network import PRIVATE_NETWORK
 from trainer.sandbox.seccomp import restrict_system_calls
 from trainer.training.child.socket_policy import MPS, sockets_for
 
@@ -66,6 +67,8 @@ def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
         restrict_system_calls(sockets)
     except SandboxUnavailable as error:
         missing.append(f"system calls and network (seccomp: {error.strerror})")
+    if sockets.tcp and PRIVATE_NETWORK not in environment:
+        missing.append("network of several GPUs (user namespaces are forbidden)")
     return missing
 
 

@@ -19,6 +19,7 @@ from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopReason, StopSignal
 from trainer.disk.folder_locks import FolderLocks
 from trainer.disk.old_folders import OldFolders
+from trainer.sandbox import private_network
 from trainer.training.supervisor.environment import PRIVATE, PRIVATE_ELSEWHERE, child_environment, private_folder
 from trainer.training.supervisor.event_dispatch import EventLimits
 from trainer.training.supervisor.orphans import adopt_orphans, end_orphans
@@ -29,6 +30,7 @@ from trainer.training.wire import FAST_LOADER, SANDBOX, SandboxReport, encode_or
 
 log = structlog.get_logger()
 
+_IN_PRIVATE_NETWORK = (sys.executable, "-I", "-S", private_network.__file__)
 _UNUSED_SECONDS = 86_400.0  # after this time, a private folder without a lock counts as left by a crash
 
 
@@ -41,7 +43,8 @@ class ChildTrainer:
     If `warm_start` is set, a prestarted process has imported its packages and waits for a training order: see `warm`.
     `fast_loader_bytes` is the maximum size of the decoded images that a run may store (0: none). `sandbox` says what
     happens on a host without the whole sandbox: a run fails there (`required`) or continues with a warning (`auto`).
-    With `0`, the training process does not enter the sandbox.
+    With `0`, the training process does not enter the sandbox. With `private_network`, each training process has a network
+    of its own; without it, only a training on several GPUs has one.
     """
 
     environment: Mapping[str, str]
@@ -52,6 +55,7 @@ class ChildTrainer:
     warm_start: bool = False
     fast_loader_bytes: int = 0
     sandbox: Literal["required", "auto", "0"] = "auto"
+    private_network: bool = False
     _locks: FolderLocks = field(default_factory=FolderLocks, init=False)
     _prestarted: ProcessTree | None = field(default=None, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards _prestarted and _closed
@@ -119,7 +123,7 @@ class ChildTrainer:
         """Send the training order to a process. Yield the process, and whether it was prestarted. Then end its tree."""
         with self._lock:
             prestarted, self._prestarted = self._prestarted, None
-        if prestarted and prestarted.ended.is_set():
+        if prestarted and (prestarted.ended.is_set() or not self._has_network_for(order)):
             prestarted.close()
             prestarted = None
         process = prestarted or self._start(order.devices)
@@ -129,6 +133,9 @@ class ChildTrainer:
             afterwards.callback(process.close)
             process.send(encode_order(order))
             yield process, prestarted is not None
+
+    def _has_network_for(self, order: TrainingOrder) -> bool:
+        return self.private_network or len(order.devices) <= 1
 
     def _start(self, devices: tuple[int, ...] | None) -> ProcessTree:
         try:
@@ -142,7 +149,9 @@ class ChildTrainer:
             FAST_LOADER: str(self.fast_loader_bytes),
             SANDBOX: self.sandbox,
         }
-        return ProcessTree(self.program, environment, folder, self._locks, DISABLED if self.sandbox == "0" else None)
+        in_private_network = self.sandbox != "0" and (self.private_network or len(devices or ()) > 1)
+        program = [*_IN_PRIVATE_NETWORK, *self.program] if in_private_network else self.program
+        return ProcessTree(program, environment, folder, self._locks, DISABLED if self.sandbox == "0" else None)
 
 
 def _end_orphans(process: ProcessTree) -> None:
