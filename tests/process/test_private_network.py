@@ -15,7 +15,7 @@ from trainer.sandbox import private_network
 from trainer.sandbox.private_network import PRIVATE_NETWORK
 
 PYTHON = shutil.which("python3", path="/usr/bin")  # other users can execute this program
-NOBODY = 65534
+OTHER_USER = 65534
 FACTS = """
 import ctypes, json, os, socket
 signal = ctypes.c_int()
@@ -43,7 +43,7 @@ def place():
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not PYTHON, reason="only root can become another user")
-@pytest.mark.parametrize("user", [0, NOBODY])
+@pytest.mark.parametrize("user", [0, OTHER_USER])
 def test_program_has_only_its_own_loopback_and_stays_the_same_user(place, user):
     command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--pdeathsig=KILL"]
     command += ["--no-new-privs"] if user else []
