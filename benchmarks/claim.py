@@ -1,8 +1,11 @@
-"""Measure the time of a claim with 32 workers and 1,000,000 finished runs: `python -m benchmarks.claim [--tiny]`.
+"""Measure the time of a claim among 1,000,000 finished or queued runs: `python -m benchmarks.claim [--tiny]`.
 
 First, pgbench calls the claim function directly in the database. Then 32 workers claim runs through PostgREST and our
 adapter: first with one claim per second and worker, then without pauses. One claim per second is ten times the default
 rate of a worker. All processes share the cores of this host.
+
+At last, 64 workers claim runs directly in the database among 1,000,000 queued runs that they cannot serve, and among
+500,000 such runs that have a higher priority than 500,000 runs that they can serve.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from trainer.remote.supabase import Project
 WORKERS = 32
 FINISHED = 1_000_000
 CLAIMS = 30  # claims of each worker per measurement
+QUEUED = 1_000_000
+OFFER = '{"gpus": 1, "gpu_memory_gb": 23.6}'
 
 
 def figures(*, tiny: bool) -> Iterator[Figure]:
@@ -52,6 +57,40 @@ def figures(*, tiny: bool) -> Iterator[Figure]:
                 met=p99 <= 50 and not double,
                 why="32 clients, their gateway, PostgREST and PostgreSQL share two cores here",
             )
+        for servable in (0, 0.5):
+            yield among_queued_runs(stack, *((1_000, 2, 3) if tiny else (QUEUED, 64, CLAIMS)), servable)
+
+
+def among_queued_runs(stack: Stack, queued: int, workers: int, claims: int, servable: float) -> Figure:
+    fill_queue(stack, queued - int(queued * servable), int(queued * servable))
+    p50, p99 = percentiles(in_database(stack, workers, claims, offer=OFFER, rate=workers))
+    return Figure(
+        what=f"claim by {workers} workers, one claim per second and worker, {queued:,} queued runs, of which {servable:.0%} can be served",
+        target="p99 ≤ 50 ms",
+        measured=f"p50 {p50:.0f} ms, p99 {p99:.0f} ms",
+        peer="",
+        met=p99 <= 50,
+        why="64 clients and PostgreSQL share two cores here",
+    )
+
+
+def fill_queue(stack: Stack, unservable: int, servable: int) -> None:
+    """Replace the queue. The runs that `OFFER` cannot serve have the highest priority, and many different requirements."""
+    # without triggers, because an insert of a million rows with them takes minutes
+    stack.sql(f"""
+        truncate training_runs cascade;
+        set session_replication_role = replica;
+        insert into training_runs (run_name, priority, configuration, needs_gpus, needs_gpu_memory_gb, not_before, created_at)
+        select 'run', n % 3, jsonb_build_object('requires', jsonb_build_object('gpus', gpus, 'gpu_memory_gb', memory)),
+          gpus, memory, case when n % 5 = 0 then now() + interval '1 hour' end, now() - n * interval '1 s'
+        from (
+          select n, case n % 5 when 0 then 0 when 1 then 0 when 2 then 1 else 2 + n % 50 end as gpus,
+            case n % 5 when 0 then 0 else 25 + n % 100000 end as memory
+          from generate_series(1, {unservable}) as n
+        ) as needs;
+        insert into training_runs (run_name, priority, needs_gpus, needs_gpu_memory_gb, created_at)
+        select 'run', -1, n % 2, n % 25, now() - n * interval '1 s' from generate_series(1, {servable}) as n;
+        vacuum analyze training_runs;""")
 
 
 def fill(stack: Stack, finished: int) -> None:
@@ -75,13 +114,17 @@ def percentiles(seconds: list[float]) -> tuple[float, float]:
     return ordered[len(ordered) // 2] * 1000, ordered[int(len(ordered) * 0.99)] * 1000
 
 
-def in_database(stack: Stack, workers: int, claims: int) -> list[float]:
+def in_database(
+    stack: Stack, workers: int, claims: int, *, offer: str = "{}", rate: float | None = None
+) -> list[float]:
+    """Return the seconds of each claim. `rate` is the number of claims per second; None sends them without pauses."""
+    paced = [] if rate is None else ["-R", str(rate)]
     with tempfile.TemporaryDirectory() as name:
         script = Path(name) / "claim.sql"
-        script.write_text("select * from claim_training_run('w' || :client_id, gen_random_uuid(), 60);\n")
+        script.write_text(f"select * from claim_training_run('w' || :client_id, gen_random_uuid(), 60, '{offer}');\n")
         subprocess.run(
             [stack.postgres.bin / "pgbench", "-n", "-h", "127.0.0.1", "-p", str(stack.postgres.port), "-U", "postgres",
-             "-c", str(workers), "-j", "2", "-t", str(claims), "-f", script, "-l", "--log-prefix", f"{name}/log", "app"],
+             "-c", str(workers), "-j", "2", "-t", str(claims), *paced, "-f", script, "-l", "--log-prefix", f"{name}/log", "app"],
             check=True, capture_output=True,
         )  # fmt: skip
         lines = [line for log in Path(name).glob("log*") for line in log.read_text().splitlines()]

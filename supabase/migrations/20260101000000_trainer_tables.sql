@@ -66,8 +66,8 @@ alter table public.training_runs
   add column if not exists heartbeat_at timestamptz,
   add column if not exists priority integer not null default 0,
   add column if not exists not_before timestamptz,
-  add column if not exists needs_gpus numeric,
-  add column if not exists needs_gpu_memory_gb numeric,
+  add column if not exists needs_gpus integer not null default 0,
+  add column if not exists needs_gpu_memory_gb integer not null default 0,
   add column if not exists checkpoint jsonb,
   add column if not exists progress_epoch integer not null default 0,
   add column if not exists last_reported_epoch integer not null default 0,
@@ -82,7 +82,6 @@ comment on column public.training_runs.host_failures is 'Number of host failures
 comment on column public.training_runs.claim_id is 'The fencing token: every write of a worker contains it. It is kept after the end of the run, so that repeated calls get the same answer. Never show it to users.';
 comment on column public.training_runs.lease_expires_at is 'End of the lease. Not null for a queued run: the lease expired, and the previous worker can renew it until another worker claims the run.';
 comment on column public.training_runs.not_before is 'Backoff: the run is not claimed before this time.';
-comment on column public.training_runs.needs_gpus is 'Number of GPUs that the configuration requires, set by a trigger so that a claim reads no JSON. Null: the row is older than the trigger.';
 comment on column public.training_runs.progress_epoch is 'The highest epoch with a checkpoint. A checkpoint of a higher epoch is progress and resets failures and host_failures.';
 comment on column public.training_runs.last_reported_epoch is 'The last epoch in the history. An attempt that resumes from a later checkpoint reports the missing epochs.';
 comment on column public.training_runs.last_reported_attempt is 'The attempt that reported last_reported_epoch. An attempt that resumes from an older checkpoint reports all its epochs.';
@@ -129,9 +128,21 @@ from (
 ) h
 where h.run_id = r.id and h.epoch > r.last_reported_epoch and r.status in ('queued', 'running', 'canceling');
 
+create table if not exists trainer.settings (
+  only_row boolean primary key default true check (only_row),
+  queued_runs_per_user integer default 100 check (queued_runs_per_user >= 0)
+);
+comment on table trainer.settings is 'Settings of the queue, in one row. Example: update trainer.settings set queued_runs_per_user = 1000;';
+comment on column trainer.settings.queued_runs_per_user is 'Maximum number of queued runs per value of created_by; null: no limit.';
+insert into trainer.settings default values on conflict do nothing;
+
 -- Partial indexes: a million finished runs do not slow down a claim.
 create index if not exists training_runs_next_idx
   on public.training_runs (priority desc, created_at, id) where status = 'queued';
+create index if not exists training_runs_waiting_idx
+  on public.training_runs (not_before) where status = 'queued' and not_before is not null;
+create index if not exists training_runs_owner_idx
+  on public.training_runs (created_by) where status = 'queued' and created_by is not null;
 create index if not exists training_runs_lease_idx
   on public.training_runs (lease_expires_at) where status in ('running', 'canceling');
 create index if not exists training_runs_cancel_idx
@@ -153,8 +164,16 @@ begin
 end $$;
 
 create or replace function trainer.guard_ending() returns trigger
-language plpgsql set search_path = '' as $$
+language plpgsql security definer set search_path = '' as $$
 begin
+  -- Nothing has to be stopped if no worker can hold the run. Otherwise each claim would have to end such runs.
+  if old.status = 'queued' and old.lease_expires_at is null and new.status = 'canceling' then
+    new.status := 'canceled';
+    new.cancel_requested := true;
+    new.canceled_at := now();
+    new.completed_at := now();
+    new.error_message := 'Canceled by user.';
+  end if;
   -- a cancel that arrives after the run has ended does not change the outcome
   if old.status in ('completed', 'failed', 'canceled') and new.status in ('canceling', 'canceled') then
     return old;
@@ -185,6 +204,8 @@ begin
     new.error_message := null;
     new.completed_at := null;
     new.canceled_at := null;
+    select needs.gpus, needs.gpu_memory_gb into new.needs_gpus, new.needs_gpu_memory_gb
+    from trainer.requirements(new.configuration) as needs;  -- not yet computed if the run is older than schema 5
     if old.status <> 'failed' then  -- only a failed run keeps its checkpoint
       new.checkpoint := null;
       new.last_reported_epoch := 0;

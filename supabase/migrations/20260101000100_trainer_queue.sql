@@ -14,27 +14,32 @@ language sql immutable parallel safe set search_path = '' as $$
   end
 $$;
 
+drop function if exists trainer.can_serve(jsonb, jsonb);
+drop function if exists trainer.can_serve(jsonb, numeric, numeric, jsonb);
+drop function if exists trainer.requirements(jsonb);
+
+-- Returns the GPUs and the whole GB of memory per GPU that a configuration requires. A worker rejects a configuration
+-- beyond the limit without reading it, so it has no requirements.
 create or replace function trainer.requirements(
-  configuration jsonb, out gpus numeric, out gpu_memory_gb numeric
+  configuration jsonb, out gpus integer, out gpu_memory_gb integer
 ) language plpgsql immutable parallel safe set search_path = '' as $$
 declare
   device jsonb;
   devices integer := 0;
 begin
-  -- every claim calls this for many runs, so a large configuration is not read: the run then has no requirements, and a worker rejects it
-  if pg_catalog.pg_column_size(configuration) > 1000000 then
+  if length(configuration::text) > 65536 then
     configuration := null;
   elsif jsonb_typeof(configuration) = 'string' then  -- the column may hold JSON text inside a JSON string
     begin
-      configuration := case when length(configuration #>> '{}') <= 1000000 then (configuration #>> '{}')::jsonb end;
+      configuration := (configuration #>> '{}')::jsonb;
     exception when others then
       configuration := null;
     end;
   end if;
   if jsonb_typeof(configuration) = 'object' then
     if jsonb_typeof(configuration -> 'requires') = 'object' then
-      gpus := trainer.number(configuration -> 'requires' -> 'gpus');
-      gpu_memory_gb := trainer.number(configuration -> 'requires' -> 'gpu_memory_gb');
+      gpus := ceil(trainer.number(configuration -> 'requires' -> 'gpus'));
+      gpu_memory_gb := ceil(trainer.number(configuration -> 'requires' -> 'gpu_memory_gb'));
     end if;
     device := configuration -> 'device';
     if jsonb_typeof(device) = 'array' then
@@ -47,11 +52,12 @@ begin
   gpu_memory_gb := coalesce(gpu_memory_gb, 0);
 end $$;
 
-create or replace function trainer.can_serve(capabilities jsonb, configuration jsonb) returns boolean
-language sql immutable parallel safe set search_path = '' as $$
-  select needs.gpus <= coalesce(trainer.number(capabilities -> 'gpus'), 0)
-     and needs.gpu_memory_gb <= coalesce(trainer.number(capabilities -> 'gpu_memory_gb'), 0)
-  from trainer.requirements(configuration) as needs
+-- Returns what a worker offers. Its memory is rounded up: a GPU of 23.6 GiB is sold as, and serves, 24 GB.
+create or replace function trainer.offer(
+  capabilities jsonb, out gpus integer, out gpu_memory_gb integer
+) language sql immutable parallel safe set search_path = '' as $$
+  select coalesce(floor(trainer.number(capabilities -> 'gpus')), 0)::integer,
+         coalesce(ceil(trainer.number(capabilities -> 'gpu_memory_gb')), 0)::integer
 $$;
 
 -- Rejects values that every worker would reject, with a message that an app can show. Stores the requirements of the run.
@@ -60,15 +66,19 @@ $$;
 create or replace function trainer.guard_request() returns trigger
 language plpgsql security definer set search_path = '' as $$
 declare
-  content text := new.configuration::text;
   problem text := case
     when length(new.run_name) > 1000 then 'run_name: longer than 1000 characters'
     when length(new.base_model) > 1000 then 'base_model: longer than 1000 characters'
     when length(new.data_yaml) > 10000 then 'data_yaml: longer than 10000 characters'
+    when length(new.created_by) > 1000 then 'created_by: longer than 1000 characters'
+    when length(new.project_id::text) > 200 then 'project_id: longer than 200 characters'
+    when length(new.step_id::text) > 200 then 'step_id: longer than 200 characters'
     when length(new.run_group) > 200 then 'run_group: longer than 200 characters'
     when cardinality(new.run_tags) > 50 or exists (select from unnest(new.run_tags) as tag where length(tag) > 100)
       then 'run_tags: more than 50 tags, or a tag is longer than 100 characters'
-    when length(content) > 1000000 then 'configuration: longer than 1000000 characters; send the settings only'
+    -- the size in bytes is known without a conversion to text, and this many bytes are always more than 65536 characters
+    when pg_column_size(new.configuration) > 2000000 or length(new.configuration::text) > 65536
+      then 'configuration: longer than 65536 characters; send the settings only, and define the split of many images in the dataset'
     when jsonb_path_exists(new.configuration, '$.**{32} ? (@.type() == "object" || @.type() == "array")')
       then 'configuration: nested deeper than 32 levels; send the settings only'
     when jsonb_path_exists(new.configuration, '$.** ? (@.type() == "number" && (@ > 1.7e308 || @ < -1.7e308))')
@@ -84,22 +94,147 @@ begin
   return new;
 end $$;
 
+-- Schema 4 and older stored fractions, and nothing for rows that were older than the trigger. Ended runs are not
+-- computed here: their requirements are computed when a user requeues them.
+drop trigger if exists trainer_guard_request on public.training_runs;
+do $$
+declare
+  run record;
+begin
+  if (select data_type from information_schema.columns
+      where table_schema = 'public' and table_name = 'training_runs' and column_name = 'needs_gpus') = 'numeric' then
+    alter table public.training_runs drop column needs_gpus, drop column needs_gpu_memory_gb;
+  end if;
+  if to_regclass('public.training_runs_ready_idx') is not null then
+    return;  -- the requirements of all runs are stored
+  end if;
+  alter table public.training_runs
+    add column if not exists needs_gpus integer not null default 0,
+    add column if not exists needs_gpu_memory_gb integer not null default 0;
+  for run in
+    select r.id, needs.* from public.training_runs r cross join lateral trainer.requirements(r.configuration) as needs
+    where r.status in ('queued', 'running', 'canceling') and (needs.gpus > 0 or needs.gpu_memory_gb > 0)
+  loop
+    begin
+      update public.training_runs set needs_gpus = run.gpus, needs_gpu_memory_gb = run.gpu_memory_gb where id = run.id;
+    exception when integrity_constraint_violation or data_exception or raise_exception then
+      raise warning 'the requirements of run % cannot be stored: %', run.id, sqlerrm;  -- a rule of the app rejects the row
+    end;
+  end loop;
+end $$;
+comment on column public.training_runs.needs_gpus is 'Number of GPUs that the configuration requires, set by a trigger so that a claim reads no JSON.';
+comment on column public.training_runs.needs_gpu_memory_gb is 'Memory per GPU in whole GB that the configuration requires, set by a trigger.';
+
+-- One range of this index has the runs with the same requirements, in the order of the claims.
+create index if not exists training_runs_ready_idx
+  on public.training_runs (needs_gpus, needs_gpu_memory_gb, priority desc, created_at, id)
+  where status = 'queued' and not cancel_requested and not_before is null;
+
 create or replace trigger trainer_guard_request
-  before insert or update of run_name, base_model, data_yaml, configuration, needs_gpus, needs_gpu_memory_gb, run_group, run_tags
+  before insert or update of run_name, base_model, data_yaml, configuration, needs_gpus, needs_gpu_memory_gb, created_by,
+    project_id, step_id, run_group, run_tags
   on public.training_runs
   for each row execute function trainer.guard_request();
 
--- Returns whether a worker meets the requirements of a run. Reads the configuration only if the requirements are not stored.
-create or replace function trainer.can_serve(
-  capabilities jsonb, needs_gpus numeric, needs_gpu_memory_gb numeric, configuration jsonb
-) returns boolean
-language sql immutable parallel safe set search_path = '' as $$
-  select case
-    when needs_gpus is null or needs_gpu_memory_gb is null then trainer.can_serve(capabilities, configuration)
-    else needs_gpus <= coalesce(trainer.number(capabilities -> 'gpus'), 0)
-     and needs_gpu_memory_gb <= coalesce(trainer.number(capabilities -> 'gpu_memory_gb'), 0)
-  end
-$$;
+-- Limits the number of queued runs per user. Roles that bypass row-level security (service_role, postgres) act for the
+-- app, not for one user: their runs count, but are not rejected.
+create or replace function trainer.limit_queued_runs() returns trigger
+language plpgsql security definer set search_path = '' as $$
+declare
+  most integer := (select queued_runs_per_user from trainer.settings);
+begin
+  if most is null or exists (
+    select from pg_catalog.pg_roles
+    where rolname = coalesce(nullif(current_setting('role', true), 'none'), session_user) and (rolbypassrls or rolsuper)
+  ) then
+    return new;
+  end if;
+  -- two inserts at the same time must not both see the last free place
+  perform pg_advisory_xact_lock(hashtextextended('trainer.limit_queued_runs ' || new.created_by, 0));
+  if most <= (
+    select count(*) from (
+      select from public.training_runs r where r.status = 'queued' and r.created_by = new.created_by limit most
+    ) as queued
+  ) then
+    raise exception using errcode = 'check_violation', schema = tg_table_schema, table = tg_table_name,
+      constraint = 'trainer_queued_runs_per_user',
+      message = format('created_by: %s runs of this user are queued, which is the limit; wait until a run has started, or cancel a run', most);
+  end if;
+  return new;
+end $$;
+
+create or replace trigger trainer_limit_queued_runs before insert on public.training_runs
+  for each row when (new.status = 'queued' and new.created_by is not null) execute function trainer.limit_queued_runs();
+
+-- Cuts an error message that is too long. Rejecting it would keep the run from ending.
+create or replace function trainer.cut_message() returns trigger
+language plpgsql set search_path = '' as $$
+begin
+  new.error_message := left(new.error_message, 10000);
+  return new;
+end $$;
+
+create or replace trigger trainer_cut_message before insert or update of error_message on public.training_runs
+  for each row when (length(new.error_message) > 10000) execute function trainer.cut_message();
+
+-- Returns the next runs for a worker in the order of the claims, without a lock. `is_last` marks the last listed run of
+-- its requirements, after which more runs with the same requirements may follow.
+--
+-- The cost depends on the number of different requirements that this worker meets, not on the number of queued runs:
+-- each step of the recursion jumps to the next requirements in the index, and skips those that exceed the offer.
+-- The planner settings prevent a sort of the whole queue if the statistics are out of date.
+create or replace function trainer.candidates(
+  capabilities jsonb, worker_id text, listed integer
+) returns table (id uuid, is_last boolean)
+language plpgsql stable set search_path = '' set jit = off
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+#variable_conflict use_column
+declare
+  offer record := trainer.offer(capabilities);
+begin
+  return query
+  with recursive kinds as (
+    (
+      select r.needs_gpus as gpus, r.needs_gpu_memory_gb as memory from public.training_runs r
+      where r.status = 'queued' and not r.cancel_requested and r.not_before is null
+      order by r.needs_gpus, r.needs_gpu_memory_gb limit 1
+    )
+    union all
+    select next.gpus, next.memory from kinds k cross join lateral (
+      select r.needs_gpus as gpus, r.needs_gpu_memory_gb as memory from public.training_runs r
+      where r.status = 'queued' and not r.cancel_requested and r.not_before is null
+        and (r.needs_gpus, r.needs_gpu_memory_gb)
+          > (k.gpus, case when k.memory < offer.gpu_memory_gb then k.memory else 2147483647 end)
+      order by r.needs_gpus, r.needs_gpu_memory_gb limit 1
+    ) as next
+    where k.gpus <= offer.gpus
+  ), served as materialized (
+    select k.gpus, k.memory from kinds k where k.gpus <= offer.gpus and k.memory <= offer.gpu_memory_gb
+  ), depth as materialized (
+    select greatest(candidates.listed / greatest(count(*), 1), 1) as runs from served
+  )
+  select found.id, found.is_last
+  from (
+    select ready.id, ready.priority, ready.created_at, ready.place = (select runs from depth) as is_last
+    from served s cross join lateral (
+      select r.id, r.priority, r.created_at, row_number() over (order by r.priority desc, r.created_at, r.id) as place
+      from public.training_runs r
+      where r.status = 'queued' and not r.cancel_requested and r.not_before is null
+        and r.needs_gpus = s.gpus and r.needs_gpu_memory_gb = s.memory
+      order by r.priority desc, r.created_at, r.id limit (select runs from depth)
+    ) as ready
+    union all
+    select due.id, due.priority, due.created_at, false
+    from (
+      select r.* from public.training_runs r
+      where r.status = 'queued' and not r.cancel_requested and r.not_before <= now()
+      order by r.not_before limit 100  -- a claim first clears the backoff of the others: see trainer.end_backoff
+    ) as due
+    where due.needs_gpus <= offer.gpus and due.needs_gpu_memory_gb <= offer.gpu_memory_gb
+      and due.not_before <= now() - trainer.head_start(due.host_failures, candidates.worker_id)
+  ) as found
+  order by found.priority desc, found.created_at, found.id;
+end $$;
 
 create or replace function trainer.next(count integer) returns integer
 language sql immutable parallel safe set search_path = '' as $$
@@ -295,6 +430,59 @@ exception when integrity_constraint_violation or data_exception or raise_excepti
   return false;
 end $$;
 
+-- Clears the backoff of runs that every worker may claim now. Then they are in the index of the ready runs, in which
+-- their order is known.
+create or replace function trainer.end_backoff() returns void
+language plpgsql set search_path = '' as $$
+declare
+  run public.training_runs;
+begin
+  for run in
+    select r.* from public.training_runs r
+    where r.status = 'queued' and r.not_before < now()
+      and (r.host_failures = '{}' or r.not_before <= now() - 2 * trainer.back_off(1))
+    order by r.not_before limit 100
+    for update skip locked
+  loop
+    run.not_before := null;
+    perform trainer.try_save(run);
+  end loop;
+end $$;
+
+-- Returns a run for a worker. A value beyond its limit is cut one character after the limit: the worker rejects the
+-- run with the usual message, and does not read the rest.
+create or replace function trainer.cut(run public.training_runs) returns public.training_runs
+language plpgsql stable set search_path = '' as $$
+declare
+  content text := run.configuration::text;
+begin
+  run.run_name := left(run.run_name, 1001);
+  run.base_model := left(run.base_model, 1001);
+  run.data_yaml := left(run.data_yaml, 10001);
+  if length(content) > 65536 then
+    run.configuration := to_jsonb(left(content, 65537));
+  end if;
+  return run;
+end $$;
+
+-- Returns the end of a lease. The limit ends the leases of a stolen key.
+create or replace function trainer.lease_end(seconds double precision) returns timestamptz
+language sql stable set search_path = '' as $$
+  select now() + make_interval(secs => least(greatest(seconds, 0), 86400))
+$$;
+
+-- Raises an exception if the key of the caller belongs to another worker. A key without a worker_id serves all workers.
+create or replace function trainer.require_own_name(worker_id text) returns void
+language plpgsql stable set search_path = '' as $$
+declare
+  own text := nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'worker_id';
+begin
+  if own <> worker_id then
+    raise exception using errcode = 'insufficient_privilege',
+      message = format('worker_id = %s: this key belongs to the worker %s', left(worker_id, 200), own);
+  end if;
+end $$;
+
 -- Locks and returns the row if this claim holds the lease of the run. An expired lease becomes valid again if no other worker claimed the run.
 create or replace function trainer.held(run_id uuid, claim_id uuid) returns public.training_runs
 language plpgsql set search_path = '' as $$
@@ -386,60 +574,98 @@ language plpgsql security definer set search_path = '' as $$
 #variable_conflict use_column
 declare
   run public.training_runs;
+  offer record := trainer.offer(capabilities);
+  candidate record;
   refused uuid[] := '{}';
+  listed integer := 64;
 begin
+  perform trainer.require_own_name(claim_training_run.worker_id);
   -- a repeated call waits for the first call instead of claiming a second run
   perform pg_advisory_xact_lock(hashtextextended(claim_training_run.claim_id::text, 0));
   select r.* into run from public.training_runs r where r.claim_id = claim_training_run.claim_id for update;
   if found then
     if run.status in ('running', 'canceling') then
-      run.lease_expires_at := now() + make_interval(secs => lease_seconds);
+      run.lease_expires_at := trainer.lease_end(lease_seconds);
       perform trainer.save(run);
-      return next run;
+      return next trainer.cut(run);
     end if;
     return;
   end if;
 
   perform public.settle_training_runs();
+  perform trainer.end_backoff();
 
+  <<search>>
   loop
-    select r.* into run from public.training_runs r
-    where r.status = 'queued' and not r.cancel_requested and r.id <> all (refused)
-      and (r.not_before is null or r.not_before <= now() - trainer.head_start(r.host_failures, claim_training_run.worker_id))
-      and trainer.can_serve(claim_training_run.capabilities, r.needs_gpus, r.needs_gpu_memory_gb, r.configuration)
-    order by r.priority desc, r.created_at, r.id
-    limit 1
-    for update skip locked;
-    exit when not found;
-    run.status := 'running';
-    run.worker_id := claim_training_run.worker_id;
-    run.claim_id := claim_training_run.claim_id;
-    run.attempt := trainer.next(run.attempt);
-    run.started_at := coalesce(run.started_at, now());
-    run.heartbeat_at := now();
-    run.lease_expires_at := now() + make_interval(secs => lease_seconds);
-    run.not_before := null;
-    run.error_message := null;
-    run.completed_at := null;
-    exit when trainer.try_save(run);
-    refused := refused || run.id;
+    for candidate in select c.* from trainer.candidates(capabilities, claim_training_run.worker_id, listed) as c loop
+      -- null if another claim has locked or taken the run, or if a user has changed it
+      select r.* into run from public.training_runs r
+      where r.id = candidate.id and r.id <> all (refused) and r.status = 'queued' and not r.cancel_requested
+        and (r.not_before is null or r.not_before <= now() - trainer.head_start(r.host_failures, claim_training_run.worker_id))
+        and r.needs_gpus <= offer.gpus and r.needs_gpu_memory_gb <= offer.gpu_memory_gb
+      for update skip locked;
+      if found then
+        run.status := 'running';
+        run.worker_id := claim_training_run.worker_id;
+        run.claim_id := claim_training_run.claim_id;
+        run.attempt := trainer.next(run.attempt);
+        run.started_at := coalesce(run.started_at, now());
+        run.heartbeat_at := now();
+        run.lease_expires_at := trainer.lease_end(lease_seconds);
+        run.not_before := null;
+        run.error_message := null;
+        run.completed_at := null;
+        exit search when trainer.try_save(run);
+        refused := refused || run.id;
+      end if;
+      if candidate.is_last then
+        listed := listed * 8;
+        continue search;
+      end if;
+    end loop;
+    run := null;
+    exit;
   end loop;
   perform trainer.see_worker(claim_training_run.worker_id, capabilities -> 'hardware', sets_problem => true);
   if run.id is not null then
-    return next run;
+    return next trainer.cut(run);
   end if;
 end $$;
 
+-- Returns the run that a claim would return now. The row has only the columns that a worker reads of a run that it
+-- does not hold, and never the fencing token: the worker whose lease expired can still hold the run.
 create or replace function public.peek_training_run(capabilities jsonb default '{}')
 returns setof public.training_runs
-language sql stable security definer set search_path = '' as $$
-  select r.* from public.training_runs r
-  where r.status = 'queued' and not r.cancel_requested
-    and (r.not_before is null or r.not_before <= now())
-    and trainer.can_serve(peek_training_run.capabilities, r.needs_gpus, r.needs_gpu_memory_gb, r.configuration)
-  order by r.priority desc, r.created_at, r.id
-  limit 1
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  found public.training_runs;
+  run public.training_runs;
+begin
+  select r.* into found from public.training_runs r
+  where r.id = (select c.id from trainer.candidates(peek_training_run.capabilities, null, 1) as c limit 1);
+  if found.id is null then
+    return;
+  end if;
+  found := trainer.cut(found);
+  run.id := found.id;
+  run.run_name := found.run_name;
+  run.status := found.status;
+  run.data_yaml := found.data_yaml;
+  run.base_model := found.base_model;
+  run.configuration := found.configuration;
+  run.created_by := found.created_by;
+  run.project_id := found.project_id;
+  run.priority := found.priority;
+  run.attempt := found.attempt;
+  run.created_at := found.created_at;
+  run.started_at := found.started_at;
+  run.checkpoint := found.checkpoint;
+  run.last_reported_epoch := found.last_reported_epoch;
+  run.last_reported_attempt := found.last_reported_attempt;
+  run.run_group := found.run_group;
+  run.run_tags := found.run_tags;
+  return next run;
+end $$;
 
 create or replace function public.beat_training_run(
   run_id uuid, claim_id uuid, lease_seconds double precision, progress jsonb default null, events jsonb default '[]'
@@ -453,7 +679,7 @@ begin
   end if;
   run := trainer.store_events(run, events);
   run.heartbeat_at := now();
-  run.lease_expires_at := now() + make_interval(secs => lease_seconds);
+  run.lease_expires_at := trainer.lease_end(lease_seconds);
   run.results := trainer.merged(run.results, progress);
   perform trainer.save(run);
   perform trainer.see_worker(run.worker_id);
@@ -549,6 +775,7 @@ end $$;
 create or replace function public.report_trainer_worker(
   worker_id text, problem text default null, hardware jsonb default null
 ) returns void language sql security definer set search_path = '' as $$
+  select trainer.require_own_name(report_trainer_worker.worker_id);
   select trainer.see_worker(report_trainer_worker.worker_id, report_trainer_worker.hardware, true, problem)
 $$;
 
@@ -584,14 +811,32 @@ begin
   return case when found then 'deleted' else 'kept' end;  -- a trigger of the app can keep the row
 end $$;
 
--- Returns one run, for a worker without the right to read the table.
+-- Returns one run, for a worker without the right to read the table. The row has only the columns that a worker reads
+-- of other runs (the models to fine-tune from, and the checkpoints to remove), and never the fencing token.
 create or replace function public.read_training_run(run_id uuid) returns setof public.training_runs
-language sql stable security definer set search_path = '' as $$
-  select r.* from public.training_runs r where r.id = read_training_run.run_id
-$$;
+language plpgsql stable security definer set search_path = '' as $$
+declare
+  found public.training_runs;
+  run public.training_runs;
+begin
+  select r.* into found from public.training_runs r where r.id = read_training_run.run_id;
+  if found.id is null then
+    return;
+  end if;
+  run.id := found.id;
+  run.run_name := left(found.run_name, 1000);
+  run.status := found.status;
+  run.created_by := found.created_by;
+  run.project_id := found.project_id;
+  run.attempt := found.attempt;
+  run.checkpoint := found.checkpoint;
+  run.results := jsonb_build_object('artifacts', found.results -> 'artifacts');
+  run.trained_model_url := found.trained_model_url;
+  return next run;
+end $$;
 
 create or replace function public.trainer_schema_version() returns integer
-language sql immutable set search_path = '' as $$ select 4 $$;
+language sql immutable set search_path = '' as $$ select 5 $$;
 
 -- Returns a warning for each policy of the app that allows too much access.
 -- The operator decides whether to change the policy.

@@ -1,5 +1,6 @@
 """The contract of every queue for workers: claims are atomic and idempotent, and respect the requirements of runs."""
 
+import random
 import threading
 import uuid
 
@@ -208,6 +209,9 @@ def side_by_side(calls):
         ({"requires": {"gpu_memory_gb": 80}}, {"gpus": 1, "gpu_memory_gb": 24}, False),
         ({"requires": {"gpu_memory_gb": "79.5"}}, {"gpus": 1, "gpu_memory_gb": 79}, False),
         ({"requires": {"gpu_memory_gb": "79.5"}}, {"gpus": 1, "gpu_memory_gb": 79.5}, True),
+        ({"requires": {"gpu_memory_gb": 24}}, {"gpus": 1, "gpu_memory_gb": 23.6}, True),
+        ({"requires": {"gpu_memory_gb": 24}}, {"gpus": 1, "gpu_memory_gb": 23}, False),
+        ({"requires": {"gpus": 1.5}}, {"gpus": 1}, False),
         ({"requires": {"gpu_memory_gb": "nan"}}, {}, True),
         ({"requires": {"gpu_memory_gb": 1e300}}, {}, True),
         ({"device": 0}, {}, True),
@@ -241,6 +245,23 @@ def test_run_without_suitable_worker_does_not_block_other_runs(queue_lab):
     queue_lab.insert(configuration={"requires": {"gpus": 8}}, priority=9)
     run_id = enqueue(queue_lab)
     assert claim(queue_lab, gpus=1).job.id == run_id
+
+
+def test_order_of_claims_does_not_depend_on_requirements(queue_lab):
+    dice = random.Random(0)
+    expected = {}
+    for n in range(40):
+        requires = {"gpus": dice.choice([0, 1, 2]), "gpu_memory_gb": dice.choice([0, 8, 23.5, 24])}
+        priority, created_at = dice.choice([0, 0, 1]), ago(1000 + n % 10)
+        backoff = dice.choice([None, None, ago(100)])
+        run_id = queue_lab.insert(
+            configuration={"requires": requires}, priority=priority, created_at=created_at, not_before=backoff
+        )
+        expected[run_id] = (-priority, moment(created_at), run_id)
+        queue_lab.insert(configuration={"requires": {"gpu_memory_gb": 25 + n}}, priority=9)
+    order = [claim(queue_lab, gpus=2, gpu_memory_gb=23.6).job.id for _ in expected]
+    assert order == sorted(expected, key=expected.__getitem__)
+    assert claim(queue_lab, gpus=2, gpu_memory_gb=23.6) is None
 
 
 def test_job_has_number_of_required_gpus(queue_lab):

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.hostile.references import SECRET
+from tests.supabase_fixtures import supabase, supabase_lab, supabase_servers  # noqa: F401
 from tests.web_server import web_server
 from trainer.core.retry import RetryPolicy
 from trainer.datasets.cache.content import ContentCache

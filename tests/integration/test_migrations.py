@@ -107,7 +107,9 @@ def test_migrations_add_no_second_updated_at_trigger(database):
     database.migrate("fresh")
     triggers = column(database, "select string_agg(tgname, ' ' order by tgname) from pg_trigger where not tgisinternal"
                                 " and tgrelid = 'training_runs'::regclass")  # fmt: skip
-    assert triggers == "set_training_runs_updated_at trainer_guard_ending trainer_guard_request"
+    assert triggers == (
+        "set_training_runs_updated_at trainer_cut_message trainer_guard_ending trainer_guard_request trainer_limit_queued_runs"
+    )
 
 
 def test_updated_at_changes_on_empty_project(database):
@@ -181,6 +183,67 @@ def test_run_can_be_claimed_on_plain_postgresql_after_migrations(supabase_server
         assert taken == "a"
     finally:
         postgres.sql("drop database plain with (force);", database="postgres")
+
+
+SCHEMA_4 = """
+  drop trigger trainer_guard_request on training_runs;
+  drop trigger trainer_limit_queued_runs on training_runs;
+  drop function trainer.requirements(jsonb);
+  drop table trainer.settings;
+  alter table training_runs drop column needs_gpus, drop column needs_gpu_memory_gb;
+  alter table training_runs add column needs_gpus numeric, add column needs_gpu_memory_gb numeric;
+  create function trainer.requirements(configuration jsonb, out gpus numeric, out gpu_memory_gb numeric)
+    language sql immutable as 'select 0, 23.5';
+  create function trainer.can_serve(capabilities jsonb, configuration jsonb) returns boolean
+    language sql immutable as 'select true from trainer.requirements(configuration)';
+  create trigger trainer_guard_request before insert or update of configuration, needs_gpus, needs_gpu_memory_gb
+    on training_runs for each row execute function trainer.guard_request();
+  create or replace function public.trainer_schema_version() returns integer
+    language sql immutable set search_path = '' as 'select 4';
+"""
+
+
+def test_upgrade_from_schema_4_stores_the_requirements_of_unfinished_runs(database):
+    database.migrate("fresh")
+    expected = set(catalog(database))
+    database.sql(SCHEMA_4, database="fresh")
+    column(
+        database,
+        """
+        alter table training_runs disable trigger user;
+        insert into training_runs (run_name, status, configuration, needs_gpu_memory_gb, claim_id, lease_expires_at) values
+          ('fraction', 'queued', '{"requires": {"gpu_memory_gb": 23.5}}', 23.5, null, null),
+          ('older than the trigger', 'queued', '{"requires": {"gpus": 2}}', null, null, null),
+          ('plain', 'queued', null, null, null, null),
+          ('too large', 'queued', jsonb_build_object('requires', '{"gpus": 9}'::jsonb, 'a', repeat('x', 70000)), 0, null, null),
+          ('ended', 'completed', '{"device": "0,1"}', null, null, null),
+          ('held', 'running', '{"device": "0,1,2"}', 3, '22222222-2222-2222-2222-222222222222', now() + interval '1 hour');
+        alter table training_runs enable trigger user;
+        analyze training_runs;""",
+    )
+    database.migrate("fresh")
+    assert set(catalog(database)) == expected
+    needs = "select string_agg(needs_gpus || '/' || needs_gpu_memory_gb, ' ' order by run_name) from training_runs"
+    assert column(database, needs) == "0/0 0/24 3/0 2/0 0/0 0/0"
+    column(database, "update training_runs set status = 'queued' where run_name = 'ended'")
+    assert column(database, needs) == "2/0 0/24 3/0 2/0 0/0 0/0"
+    beat = "select beat_training_run(id, claim_id, 60) from training_runs where run_name = 'held'"
+    assert column(database, beat) == "ok"
+    claimed = [row["run_name"] for row in iter(lambda: next(iter(claim(database)), None), None)]
+    assert sorted(claimed) == ["plain", "too large"]
+
+
+def test_requirements_of_a_row_that_the_app_rejects_do_not_fail_migration(database):
+    database.sql(APP, database="fresh")
+    column(
+        database,
+        """
+        insert into training_runs (run_name, configuration) values ('odd', '{"device": "0,1"}'), ('good', '{"device": "0,1"}');
+        alter table training_runs add constraint app_rule check (run_name <> 'odd') not valid""",
+    )
+    database.migrate("fresh")
+    needs = "select string_agg(run_name || needs_gpus, ' ' order by run_name) from training_runs"
+    assert column(database, needs) == "good2 odd0"
 
 
 def test_later_migration_can_add_column(database):

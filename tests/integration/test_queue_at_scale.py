@@ -1,5 +1,6 @@
-"""Many workers at the same time, and a million finished runs in the table."""
+"""Many workers at the same time, and a million finished or queued runs in the table."""
 
+import re
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from benchmarks.claim import OFFER, fill_queue, in_database, percentiles
 from trainer.core.job import Completed
 from trainer.core.ports import Worker
 from trainer.core.retry import RetryPolicy, retrying
@@ -124,7 +126,7 @@ def test_claim_among_a_million_finished_runs_reads_only_indexes(million):
         million.insert()
         plans = million.stack.postgres.plans("select * from claim_training_run('w', gen_random_uuid(), 60);")
         assert "Seq Scan on training_runs" not in plans
-        for index in ("training_runs_next_idx", "training_runs_lease_idx", "training_runs_claim_idx"):
+        for index in ("training_runs_ready_idx", "training_runs_lease_idx", "training_runs_claim_idx"):
             assert index in plans, f"{index} is not used:\n{plans}"
     assert million.stack.sql("select count(*) from training_runs where status = 'running'") == "2"
 
@@ -134,3 +136,31 @@ def test_claim_among_a_million_finished_runs_reads_only_indexes(million):
         plans = million.stack.postgres.plans(look)
         assert "training_runs_" in plans
         assert "Seq Scan on training_runs" not in plans
+
+
+@pytest.fixture(params=[0, 500_000], ids=["no run can be served", "half of the runs can be served"])
+def million_queued(supabase_lab, request):
+    """Insert a million queued runs. Yield the lab and the number of runs that a worker can serve."""
+    fill_queue(supabase_lab.stack, 1_000_000 - request.param, request.param)
+    yield supabase_lab, request.param
+    supabase_lab.stack.sql("truncate training_runs cascade;")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_claim_among_a_million_queued_runs_takes_at_most_50_ms(million_queued):
+    lab, servable = million_queued
+    _, p99 = percentiles(in_database(lab.stack, workers=64, claims=20, offer=OFFER, rate=64))
+    assert p99 <= 50
+    assert lab.stack.sql("select count(*) from training_runs where status = 'running'") == str(min(servable, 64 * 20))
+
+    lab.stack.sql("delete from pg_statistic where starelid = 'training_runs'::regclass")  # as after a bulk load
+    for call in (
+        f"select * from claim_training_run('w', gen_random_uuid(), 60, '{OFFER}');",
+        f"select * from peek_training_run('{OFFER}');",
+    ):
+        plans = lab.stack.postgres.plans(call)
+        assert "training_runs_ready_idx" in plans
+        assert "Seq Scan on training_runs" not in plans
+        read = [int(rows) for rows in re.findall(r"(?:actual rows=|Removed by Filter: )(\d+)", plans)]
+        assert max(read) <= 2000, f"a node of a plan reads too many rows:\n{plans}"

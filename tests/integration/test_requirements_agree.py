@@ -43,7 +43,7 @@ def by_the_database(supabase_servers):
         from jsonb_array_elements('{given}'::jsonb) with ordinality as given (configuration, n),
              trainer.requirements(given.configuration) as r
         order by n""")
-    return [(float(row["gpus"]), float(row["gpu_memory_gb"])) for row in found]
+    return [(row["gpus"], row["gpu_memory_gb"]) for row in found]
 
 
 def test_database_and_python_read_same_requirements(by_the_database):
@@ -53,22 +53,22 @@ def test_database_and_python_read_same_requirements(by_the_database):
     differing = [
         (configuration, sql, (python.gpus, python.gpu_memory_gb))
         for configuration, sql, python in zip(configurations, by_the_database, asked, strict=True)
-        if sql != pytest.approx((python.gpus, python.gpu_memory_gb))
+        if sql != (python.gpus, python.gpu_memory_gb)
     ]
     assert differing == []
-    assert (3.0, 0.0) in by_the_database
-    assert (0.0, 2.5) in by_the_database
+    assert (3, 0) in by_the_database
+    assert (0, 3) in by_the_database
 
 
 @pytest.mark.parametrize(
     ("capabilities", "served"),
-    [({}, False), ({"gpus": 1, "gpu_memory_gb": 24}, False), ({"gpus": 2, "gpu_memory_gb": 23.9}, False),
-     ({"gpus": 2, "gpu_memory_gb": 24}, True), ({"gpus": 8.0, "gpu_memory_gb": 80.5}, True)],
+    [({}, False), ({"gpus": 1, "gpu_memory_gb": 24}, False), ({"gpus": 2, "gpu_memory_gb": 23}, False),
+     ({"gpus": 2, "gpu_memory_gb": 23.1}, True), ({"gpus": 2, "gpu_memory_gb": 24}, True), ({"gpus": 1.9, "gpu_memory_gb": 24}, False), ({"gpus": 8.0, "gpu_memory_gb": 80.5}, True)],
 )  # fmt: skip
 def test_database_and_python_agree_whether_worker_meets_requirements(supabase_servers, capabilities, served):
     configuration = {"requires": {"gpus": "2", "gpu_memory_gb": 24}}
     assert requirements(configuration).served_by(capabilities) is served
-    answer = supabase_servers.sql(
-        f"select trainer.can_serve('{json.dumps(capabilities)}', '{json.dumps(configuration)}')"
-    )
+    answer = supabase_servers.sql(f"""
+        select needs.gpus <= offer.gpus and needs.gpu_memory_gb <= offer.gpu_memory_gb
+        from trainer.requirements('{json.dumps(configuration)}') as needs, trainer.offer('{json.dumps(capabilities)}') as offer""")
     assert answer == ("t" if served else "f")

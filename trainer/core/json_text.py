@@ -9,12 +9,13 @@ from collections.abc import Mapping
 
 from trainer.core.job import Json
 
-LONGEST = 1_000_000  # characters; enough for a split that names 20,000 images
+LONGEST = 65_536  # characters; enough for a split that names 1,500 images
 DEEPEST = 32  # levels of nesting; the deepest valid setting has 5
 LONGEST_NUMBER = 400  # characters; enough for every double without an exponent
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
+TOO_LONG = "send the settings only, and define the split of many images in the dataset"
 TOO_DEEP = f"nested deeper than {DEEPEST} levels; send the settings only"
 
 
@@ -25,7 +26,7 @@ def json_from_text(text: str, *, longest: int = LONGEST) -> Json:
     that cannot be stored (NaN, Infinity, 1e999, thousands of digits).
     """
     if len(text) > longest:
-        raise ValueError(f"longer than {longest} characters; send the settings only")
+        raise ValueError(f"longer than {longest} characters; {TOO_LONG}")
     try:
         value = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_finite_whole)
     except RecursionError:

@@ -88,7 +88,7 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
         checkpoint=_own_checkpoint(row.get("checkpoint"), str(run_id)),
         last_reported_epoch=max(0, whole(row.get("last_reported_epoch")) or 0),
         last_reported_attempt=max(0, whole(row.get("last_reported_attempt")) or 0),
-        gpus=max(1, math.ceil(requirements(request.configuration).gpus)),
+        gpus=max(1, requirements(request.configuration).gpus),
         created_by=_text(row.get("created_by")),
         waited=_seconds_between(row.get("created_at"), row.get("started_at")),
     )
@@ -96,16 +96,15 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Requirements:
-    """The minimum resources of a worker; 0 means no requirement. `gpu_memory_gb` is per GPU."""
+    """The minimum resources of a worker; 0 means no requirement. `gpu_memory_gb` is per GPU, in whole GB."""
 
-    gpus: float = 0.0
-    gpu_memory_gb: float = 0.0
+    gpus: int = 0
+    gpu_memory_gb: int = 0
 
     def served_by(self, capabilities: Mapping[str, float]) -> bool:
-        return (
-            self.gpus <= capabilities.get("gpus", 0.0)
-            and self.gpu_memory_gb <= capabilities.get("gpu_memory_gb", 0.0)
-        )  # fmt: skip
+        """Return whether a worker meets the requirements. Its memory is rounded up: 23.6 GiB are sold as 24 GB."""
+        memory = math.ceil(capabilities.get("gpu_memory_gb", 0.0))
+        return self.gpus <= capabilities.get("gpus", 0.0) and self.gpu_memory_gb <= memory
 
 
 def requirements(configuration: Json) -> Requirements:
@@ -121,15 +120,16 @@ def requirements(configuration: Json) -> Requirements:
     asked = asked if isinstance(asked, Mapping) else {}
     devices = _device_count(settings.get("device"))
     return Requirements(
-        gpus=max(_amount(asked.get("gpus")), devices if devices > 1 else 0.0),
+        gpus=max(_amount(asked.get("gpus")), devices if devices > 1 else 0),
         gpu_memory_gb=_amount(asked.get("gpu_memory_gb")),
     )
 
 
-def _amount(value: Json) -> float:
+def _amount(value: Json) -> int:
+    """Return an amount, rounded up; 0 for an invalid value."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9:
         value = str(value)
-    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else 0.0
+    return math.ceil(float(value)) if isinstance(value, str) and _NUMBER.fullmatch(value) else 0
 
 
 def _device_count(device: Json) -> int:

@@ -21,7 +21,7 @@ from trainer.remote.supabase import MIGRATE, Project, TooLarge, Unreadable
 from trainer.remote.supabase_access import USE_KEY
 
 Answer = TypeVar("Answer", Status, Verdict)
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 # The worker repeats claims, heartbeats and outcomes itself; these policies only cover a short outage.
 CLAIM = RetryPolicy(tries=2, first_wait=0.5, total_seconds=5.0)

@@ -1,6 +1,7 @@
 """The runs of a Supabase project, for users: the command line, an API, a search.
 
-The restricted role can read a run by its id. All other methods of `SupabaseRunTable` need the service_role key.
+The restricted role can read a run by its id, but only the columns that a worker needs: status, owner, checkpoint and
+artifacts. All other methods of `SupabaseRunTable` need the service_role key.
 """
 
 from __future__ import annotations
@@ -61,11 +62,13 @@ class SupabaseRunTable:
         row = {"id": run_id, **columns}
         inserted = self._rows(lambda: self._runs().upsert(row, on_conflict="id", ignore_duplicates=True).select("id"))
         if not inserted:
-            write.require_same_request(run_id, columns, self._row("read_training_run", run_id))
+            write.require_same_request(run_id, columns, self._stored(run_id))
         return run_id
 
     def get(self, run_id: str) -> RunRow | None:
-        return run_row_or_none(self._row("read_training_run", run_id))
+        if self._project.role == "trainer_worker":
+            return run_row_or_none(self._row("read_training_run", run_id))
+        return run_row_or_none(self._stored(run_id))
 
     def list(
         self,
@@ -162,6 +165,12 @@ class SupabaseRunTable:
         if not is_uuid(run_id):
             return None
         rows = self._rows(lambda: self._project.function(function, {"run_id": run_id}, select=_RUN))
+        return rows[0] if rows else None
+
+    def _stored(self, run_id: str) -> JsonObject | None:
+        if not is_uuid(run_id):
+            return None
+        rows = self._rows(lambda: self._runs().select(_RUN).eq("id", run_id))
         return rows[0] if rows else None
 
     def _changed(self, run_id: str, columns: JsonObject, statuses: Sequence[str]) -> RunRow | None:

@@ -43,9 +43,9 @@ def test_full_disk_raises_unavailable_and_loses_no_run(path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(SqliteFile, "_connect", on_a_small_disk)
         with pytest.raises(Unavailable, match=r"queue\.db is not available: its disk is full; free some space"):
-            enqueue(queue, configuration={"text": "x" * 900_000})
+            enqueue(queue, configuration={"text": "x" * 60_000})
     assert [row.id for row in queue.list(limit=5).runs] == [run_id]
-    enqueue(queue, configuration={"text": "x" * 900_000})
+    enqueue(queue, configuration={"text": "x" * 60_000})
 
 
 def test_failed_write_raises_unavailable_with_reason(path):
@@ -57,9 +57,9 @@ from trainer.core.job import RunRequest
 from trainer.jobs.sqlite import SqliteQueue
 queue = SqliteQueue(Path(sys.argv[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
-    queue.enqueue(RunRequest(data_yaml="x", configuration={"text": "x" * 900_000}))
+    queue.enqueue(RunRequest(data_yaml="x", configuration={"text": "x" * 60_000}))
 except Unavailable as error:
     print(error)
 """

@@ -64,9 +64,9 @@ def test_configuration_that_is_not_an_object_is_rejected(raw):
     assert len(problem) < 200
 
 
-def test_configuration_of_more_than_1000000_characters_is_rejected():
+def test_configuration_of_more_than_65536_characters_is_rejected():
     (problem,) = problems('{"epochs": 3' + " " * 2_000_000 + "}")
-    assert "1000000 characters" in problem
+    assert "65536 characters" in problem
 
 
 def test_every_wrong_value_is_reported_with_field_value_and_rule():
