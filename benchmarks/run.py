@@ -128,7 +128,7 @@ class OurService:
         return self.queue.enqueue(RunRequest(data_yaml=str(self._data), base_model=MODEL, configuration=configuration))
 
     def folder(self, run_id: str) -> Path:
-        return self._service.home / "runs" / f"train_{run_id}"
+        return self._service.home / "runs" / f"train_{run_id}" / "output"
 
     def wait_until_idle(self) -> None:
         """Wait until the prestarted process has imported its packages and the service uses almost no CPU time."""

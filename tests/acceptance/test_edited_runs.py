@@ -92,7 +92,7 @@ def test_failed_run_resumes_with_edited_batch_and_image_size_and_then_with_fewer
     queue.edit(run_id, FIRST | {"batch": 2, "imgsz": 64})
     done = max(queue.epochs(run_id, 1))
     queue.train_until(run_id, done + 2, attempt=2)
-    assert yaml.safe_load((queue.folder(run_id, 2) / "args.yaml").read_text())["batch"] == 2
+    assert yaml.safe_load((queue.folder(run_id, 2) / "output" / "args.yaml").read_text())["batch"] == 2
 
     queue.fail(run_id)
     epochs = max(queue.epochs(run_id, 2)) + 3

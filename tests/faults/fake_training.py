@@ -20,7 +20,7 @@ RUN_ID = slice(len("train_"), len("train_") + 36)
 class FakeTraining(Quick):
     def read_behavior(self, order):
         behavior = super().read_behavior(order)
-        return behavior | behavior.get("runs", {}).get(Path(order["run_dir"]).name[RUN_ID], {})
+        return behavior | behavior.get("runs", {}).get(Path(order["run_dir"]).parent.name[RUN_ID], {})
 
     def train_epoch(self, epoch):
         self.memory = b"." * (self.option("memory_mib", 0) << 20)

@@ -12,6 +12,7 @@ import psutil
 
 from tests.acceptance.service import COMMAND, Service
 from tests.faults.cloud import wait_for
+from trainer.core.run_folder import RunFolder
 
 WITH_FAKE_TRAINING = [sys.executable, str(Path(__file__).with_name("service_with_fake_training.py"))]
 LEASE = 3.0  # seconds
@@ -85,7 +86,8 @@ class Host(Service):
         return list((self.home / "journal").glob("*"))
 
     def run_dir(self, run_id: str, attempt=1) -> Path:
-        return self.home / "runs" / (f"train_{run_id}" + ("" if attempt == 1 else f"-{attempt}"))
+        """Return the folder in which an attempt trains."""
+        return RunFolder.of(self.home / "runs", run_id, attempt).output.path
 
     def wait_idle(self, seconds=20.0, spares=0, torn=False) -> None:
         """I10: wait until no journal is left, and at most `spares` prestarted training processes are running.

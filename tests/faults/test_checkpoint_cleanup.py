@@ -27,7 +27,7 @@ def wait_for_cleanup(cloud, run_id, *hosts):
     wait_for(lambda: not checkpoints(cloud, run_id), 20, lambda: (checkpoints(cloud, run_id), cloud.history(run_id)))
     for host in hosts:
         wait_for(lambda host=host: not list((host.home / "uploaded").glob("*")))
-        wait_for(lambda host=host: not list(host.run_dir(run_id).parent.glob(f"train_{run_id}*/checkpoints")))
+        wait_for(lambda host=host: not list((host.home / "runs").glob(f"train_{run_id}*/*/checkpoints")))
 
 
 def test_checkpoints_of_completed_run_are_removed(cloud, host):

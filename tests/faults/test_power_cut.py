@@ -118,7 +118,11 @@ def test_finished_run_is_published_completely_after_power_cut(cloud, power_cut, 
     completes(cloud, run_id)
 
     assert [epoch for epochs in cloud.epochs(run_id).values() for epoch in epochs] == [1, 2, 3]
-    for path, name in {"results.csv": "results.csv", "args.yaml": "args.yaml", "weights/best.pt": "best.pt"}.items():
+    for path, name in {
+        "output/results.csv": "results.csv",
+        "output/args.yaml": "args.yaml",
+        "output/weights/best.pt": "best.pt",
+    }.items():
         assert cloud.storage.get(BUCKET, f"training_runs/{run_id}/2/{name}") == written[path]
     assert "epoch: epoch=3" in (folder / "run.log").read_text()
 

@@ -143,7 +143,7 @@ def test_real_training_on_failed_disk_resumes_on_healthy_host(cloud, disk, host,
     place = disk("place", kind)
     unhealthy = host("unhealthy", None, RUNS_DIR=place.place)
     run_id = cloud.enqueue(**CONFIGURATION | {"epochs": 30})
-    table = place.place / f"train_{run_id}" / "results.csv"  # the queue gets the epochs some seconds later
+    table = place.place / f"train_{run_id}" / "output" / "results.csv"  # the queue gets the epochs some seconds later
     wait_for(lambda: table.exists() and table.read_text().count("\n") > 2, seconds=100, describe=unhealthy.tail)
     place.fail()
 

@@ -7,12 +7,12 @@ import json
 import signal
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from trainer.core.errors import MachineFailed, RunFailed
 from trainer.core.events import Phase
+from trainer.core.run_folder import OutputFolder
 from trainer.core.stop import Stopped, StopReason
 
 
@@ -41,8 +41,8 @@ def test_program_writes_the_files_of_a_real_training(program):
 
     files = {str(path.relative_to(training.run_dir)) for path in training.run_dir.rglob("*") if path.is_file()}
     assert files >= {"args.yaml", "results.csv", "weights/best.pt", "weights/last.pt"}
-    assert Path(finished.best.path).is_file()
-    assert Path(finished.last.path).is_file()
+    assert finished.best.bytes == (training.run_dir / "weights" / "best.pt").stat().st_size
+    assert finished.last.bytes == (training.run_dir / "weights" / "last.pt").stat().st_size
     assert len((training.run_dir / "results.csv").read_text().splitlines()) == 3
 
 
@@ -52,8 +52,9 @@ def test_checkpoint_events_describe_the_checkpoint_files(program):
     training.train(epochs=2)
 
     for saved in training.of("checkpoint"):
-        content = Path(saved.path).read_bytes()
-        facts = json.loads(Path(saved.path).with_suffix(".json").read_text())
+        path = OutputFolder(training.run_dir).checkpoint(saved.epoch)
+        content = path.read_bytes()
+        facts = json.loads(path.with_suffix(".json").read_text())
         assert len(content) == saved.bytes == facts["bytes"] == 5000
         assert hashlib.sha256(content).hexdigest() == saved.sha256 == facts["sha256"]
         assert facts["epoch"] == saved.epoch
@@ -67,7 +68,7 @@ def test_program_resumes_from_checkpoint(program):
     training.events.clear()
 
     training.behave(at_epoch=3, exit=7, only_fresh=True).train(
-        epochs=4, resume=Path(newest.path), last_reported_epoch=1
+        epochs=4, resume=OutputFolder(training.run_dir).checkpoint(newest.epoch), last_reported_epoch=1
     )
 
     assert newest.epoch == 2

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trainer.core.dataset import PreparedDataset
-from trainer.core.events import Event
+from trainer.core.events import CheckpointSaved, Event
 from trainer.core.model import Architecture
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
+from trainer.core.run_folder import OutputFolder
 from trainer.training.supervisor.environment import child_environment, private_folder
 from trainer.training.wire import SANDBOX, decode_event, decode_sandbox, encode_order
 
@@ -24,9 +25,10 @@ STEMS = {"segment": "yolo11n-seg", "pose": "yolo11n-pose", "obb": "yolo11n-obb",
 
 @dataclass
 class Run:
-    """One training process. `at` is the time of each event, in seconds since the training order was sent."""
+    """One training process, which trains in `folder`. `at` is the time of each event, in seconds since the training order was sent."""
 
     process: subprocess.Popen[bytes]
+    folder: OutputFolder
     events: list[Event] = field(default_factory=list)
     at: list[float] = field(default_factory=list)
     output: str = ""
@@ -34,6 +36,11 @@ class Run:
 
     def of(self, kind: type) -> list:
         return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def newest(self) -> Path:
+        """The newest checkpoint that the training reported."""
+        return self.folder.checkpoint(self.of(CheckpointSaved)[-1].epoch)
 
     @property
     def last(self) -> Event:
@@ -88,7 +95,7 @@ def run_child(
         pass_fds=[writing],
     )
     os.close(writing)
-    run = Run(process)
+    run = Run(process, OutputFolder(order.run_dir))
     output = threading.Thread(target=lambda: setattr(run, "output", process.stdout.read().decode(errors="replace")))
     output.start()
     killer = threading.Timer(timeout, process.kill)

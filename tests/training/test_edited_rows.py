@@ -14,7 +14,7 @@ from child_run import order_for, run_child
 from drawn import draw
 
 from trainer.core.dataset import Task
-from trainer.core.events import BatchProgress, CheckpointSaved, EpochFinished, Finished, Warned
+from trainer.core.events import BatchProgress, EpochFinished, Finished, Warned
 from trainer.core.resumption import Setup
 from trainer.core.stop import StopReason
 from trainer.training.wire import encode_stop
@@ -55,7 +55,7 @@ def checkpoint(classify, tmp_path_factory):
             process.stdin.flush()
 
     run = run_child(order(classify, home / "run"), home, on_event=stop_after_four)
-    return Path(shutil.copyfile(run.of(CheckpointSaved)[-1].path, home / "epoch-00004.pt"))
+    return Path(shutil.copyfile(run.newest, home / "epoch-00004.pt"))
 
 
 def args_of(run_dir):

@@ -29,7 +29,7 @@ def test_failed_final_validation_keeps_model(detect, tmp_path, truncate):
     assert len(messages) == 2
     assert "data.yaml does not exist" in messages[0]
     assert "torchscript" in messages[1]
-    for weights in (run.last.best.path, run.last.last.path):
+    for weights in (run.folder.best, run.folder.last):
         assert zipfile.is_zipfile(weights)
         assert Path(weights).stat().st_size < 10e6  # the optimizer state was removed
     assert run.last.report["mAP"] is not None

@@ -10,7 +10,7 @@ from child_run import order_for, run_child
 from drawn import draw
 
 from trainer.core.dataset import Task
-from trainer.core.events import CheckpointSaved, Crashed, EpochFinished, Finished, Phase, Warned
+from trainer.core.events import Crashed, EpochFinished, Finished, Phase, Warned
 
 pytestmark = pytest.mark.training
 
@@ -85,7 +85,7 @@ def test_telemetry_is_not_called(attacked):
 
 def test_published_files_contain_no_git_data(attacked):
     run, home = attacked
-    files = [Path(run.last.best.path), Path(run.last.last.path), Path(run.of(CheckpointSaved)[-1].path)]
+    files = [run.folder.best, run.folder.last, run.newest]
 
     for file in files:
         with zipfile.ZipFile(file) as archive:
@@ -133,7 +133,7 @@ def test_checkpoint_with_code_is_refused(detect, tmp_path):
 @pytest.mark.long
 def test_best_weights_with_code_in_checkpoint_are_refused(attacked, detect, tmp_path):
     checkpoint = tmp_path / "checkpoint.pt"
-    checkpoint.write_bytes(Path(attacked[0].of(CheckpointSaved)[-1].path).read_bytes())
+    checkpoint.write_bytes(attacked[0].newest.read_bytes())
     hostile = pt_file(tmp_path / "best.pt", {"model": Hostile(tmp_path / "executed"), "train_args": {}})
     with zipfile.ZipFile(checkpoint, "a") as archive:
         archive.write(hostile, archive.namelist()[0].partition("/")[0] + "/run/best.pt")

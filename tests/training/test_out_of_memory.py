@@ -1,14 +1,13 @@
 """After an out-of-memory error in any step, the training resumes from the last checkpoint with half the batch size."""
 
 import csv
-from pathlib import Path
 
 import pytest
 from child_run import order_for, run_child
 from drawn import draw
 
 from trainer.core.dataset import Task
-from trainer.core.events import BatchProgress, CheckpointSaved, Crashed, EpochFinished, Finished, Warned
+from trainer.core.events import BatchProgress, Crashed, EpochFinished, Finished, Warned
 from trainer.core.stop import StopReason
 from trainer.training.wire import encode_stop
 
@@ -97,7 +96,7 @@ def test_resumed_training_keeps_halved_batch(detect, tmp_path):
     order = order_for(detect, tmp_path / "run", epochs=4, batch=8)
     run = run_child(order, tmp_path, program="out_of_memory.py", env={"OOM_WHEN": "train:3"}, on_event=in_third_epoch)
     assert len(halvings(run)) == 1, run.output
-    checkpoint = Path(run.of(CheckpointSaved)[-1].path)
+    checkpoint = run.newest
     order = order_for(detect, tmp_path / "again", epochs=4, batch=8, resume=checkpoint, last_reported_epoch=2)
     again = run_child(order, tmp_path, program="out_of_memory.py", env={"OOM_WHEN": "train:99"})
 

@@ -77,7 +77,7 @@ def swapped(tmp_path_factory):
 @pytest.fixture(params=["same host", "another host"])
 def checkpoint(request, learned, tmp_path):
     """The newest checkpoint, in the folder of the first attempt or copied to the folder of this attempt."""
-    newest = Path(learned.of(CheckpointSaved)[-1].path)
+    newest = learned.newest
     if request.param == "same host":
         return newest
     copied = tmp_path / "run" / "checkpoints" / newest.name
@@ -111,15 +111,13 @@ def test_resumed_training_without_new_best_completes(learned, swapped, checkpoin
     epochs = [event.epoch for event in run.of(EpochFinished)]
     assert [event.epoch for event in run.of(CheckpointSaved)] == epochs
     assert run.last.report["best_epoch"] == best_epoch
-    assert same(
-        weights(run.last.best.path), weights(Path(learned.of(CheckpointSaved)[-1].path).parents[1] / "weights/best.pt")
-    )
+    assert same(weights(run.folder.best), weights(learned.newest.parents[1] / "weights/best.pt"))
     with (tmp_path / "run" / "results.csv").open() as file:
         assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, epochs[-1] + 1))
 
 
 def test_best_epoch_is_measured_on_edited_labels(learned, swapped, tmp_path):
-    newest = Path(learned.of(CheckpointSaved)[-1].path)
+    newest = learned.newest
     last_epoch = learned.of(EpochFinished)[-1].epoch
     two_more = stop_at(StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == last_epoch + 2)
     order = recorded(
@@ -132,7 +130,7 @@ def test_best_epoch_is_measured_on_edited_labels(learned, swapped, tmp_path):
     assert max(map(accuracy, epochs)) < 0.9  # lower than before, so that an earlier epoch could stay the best
     best = max(epochs, key=lambda event: (accuracy(event), event.epoch))
     assert accuracy(epochs[run.last.report["best_epoch"] - last_epoch - 1]) == accuracy(best)
-    assert not same(weights(run.last.best.path), weights(newest.parents[1] / "weights/best.pt"))
+    assert not same(weights(run.folder.best), weights(newest.parents[1] / "weights/best.pt"))
     assert run.last.report["mAP"] == pytest.approx(accuracy(best), abs=0.01)
 
 
@@ -143,7 +141,7 @@ def test_shutdown_in_first_resumed_epoch_saves_checkpoint(learned, swapped, chec
     assert not run.of(Warned)
     (saved,) = run.of(CheckpointSaved)
     assert saved.epoch == learned.of(EpochFinished)[-1].epoch
-    assert Path(saved.path).is_relative_to(tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / f"epoch-{saved.epoch:05d}.pt").exists()
 
 
 @pytest.fixture
@@ -155,7 +153,7 @@ def blocked_checkpoints_folder(tmp_path):
 
 @pytest.mark.parametrize("where", ["checkpoints/epoch-{:05d}.tmp", "weights/unfinished.pt"])
 def test_shutdown_with_failed_checkpoint_warns_and_stops(learned, swapped, tmp_path, where):
-    newest = Path(learned.of(CheckpointSaved)[-1].path)
+    newest = learned.newest
     taken = where.format(learned.of(EpochFinished)[-1].epoch)
     (tmp_path / "run" / taken).mkdir(parents=True)  # a folder at the path of a file
     run = resume(newest, swapped, tmp_path, stop_at(StopReason.SHUTDOWN, lambda event: event.kind == "batch"))
@@ -167,7 +165,7 @@ def test_shutdown_with_failed_checkpoint_warns_and_stops(learned, swapped, tmp_p
 
 @pytest.mark.usefixtures("blocked_checkpoints_folder")
 def test_failed_checkpoints_do_not_stop_training(learned, swapped, tmp_path):
-    newest = Path(learned.of(CheckpointSaved)[-1].path)
+    newest = learned.newest
     finish = stop_at(
         StopReason.FINISH, lambda event: is_epoch(event) and event.epoch == learned.of(EpochFinished)[-1].epoch + 2
     )
@@ -191,7 +189,7 @@ def test_unloadable_checkpoint_is_reported_and_training_restarts(swapped, tmp_pa
 
 def test_removed_weights_do_not_stop_training(learned, swapped, tmp_path):
     """Only the newest checkpoint is left, so the best epoch is unknown."""
-    newest, epoch = Path(learned.of(CheckpointSaved)[-1].path), learned.of(EpochFinished)[-1].epoch
+    newest, epoch = learned.newest, learned.of(EpochFinished)[-1].epoch
     shut_down = stop_at(StopReason.SHUTDOWN, lambda event: is_epoch(event) and event.epoch == epoch + 2)
 
     def remove(event, process):
@@ -202,7 +200,7 @@ def test_removed_weights_do_not_stop_training(learned, swapped, tmp_path):
 
     run = resume(newest, swapped, tmp_path / "a", remove)
     assert isinstance(run.last, ChildStopped), run.output
-    left = Path(run.of(CheckpointSaved)[-1].path)
+    left = run.newest
     finish = stop_at(StopReason.FINISH, is_epoch)
     again = resume(left, swapped, tmp_path / "b", finish)
 

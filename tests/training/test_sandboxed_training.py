@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from child_run import order_for, run_child
@@ -88,7 +87,7 @@ def test_view_with_links_to_any_folder_is_trained_on(tmp_path):
     assert isinstance(run.last, Finished), run.output
     assert not run.of(Warned)
     assert run.missing == ()
-    assert Path(run.last.best.path).exists()
+    assert run.folder.best.exists()
 
 
 @pytest.mark.long

@@ -71,7 +71,7 @@ def test_time_budget_ends_training(budgeted):
 def test_time_budget_of_resumed_training_includes_earlier_attempts(budgeted, classify, tmp_path):
     """The first attempt used most of the time budget, so the resumed training ends after at most three epochs."""
     checkpoints = budgeted.of(CheckpointSaved)
-    before = shutil.copyfile(checkpoints[-2].path, tmp_path / "before.pt")
+    before = shutil.copyfile(budgeted.folder.checkpoint(checkpoints[-2].epoch), tmp_path / "before.pt")
     changes = {
         "epochs": 100,
         "args": {"time": 2.5 / 3600},
@@ -124,7 +124,7 @@ def test_other_model_families_report_their_losses(detect, tmp_path, stem, losses
 
 def test_trained_model_can_be_fine_tuned(detect, tmp_path):
     first = run_child(order_for(detect, tmp_path / "a" / "run"), tmp_path / "a")
-    order = order_for(detect, tmp_path / "b" / "run", model=Path(first.last.best.path))
+    order = order_for(detect, tmp_path / "b" / "run", model=first.folder.best)
     second = run_child(order, tmp_path / "b")
 
     assert isinstance(second.last, Finished), second.output

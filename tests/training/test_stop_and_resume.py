@@ -71,7 +71,7 @@ def resumed(drained, tmp_path_factory):
     run, _ = drained
     home = tmp_path_factory.mktemp("resumed")
     checkpoint = home / "checkpoint.pt"
-    shutil.copyfile(run.of(CheckpointSaved)[-1].path, checkpoint)
+    shutil.copyfile(run.newest, checkpoint)
     dataset = draw(home / "data", Task.DETECT)
     order = order_for(dataset, home / "run", epochs=4, batch=1, resume=checkpoint, last_reported_epoch=1)
     return run_child(order, home), home / "run"
@@ -113,9 +113,7 @@ def test_shutdown_saves_unfinished_epoch(drained):
     assert facts["sha256"] == checkpoints[-1].sha256
     assert 0 < facts["done"] < 1
     assert not (run_dir / "weights" / "unfinished.pt").exists()
-    with zipfile.ZipFile(
-        checkpoints[-1].path
-    ) as archive:  # the checkpoint has best.pt, because another epoch is the best
+    with zipfile.ZipFile(run.newest) as archive:  # the checkpoint has best.pt, because another epoch is the best
         (best,) = (info for info in archive.infolist() if info.filename.endswith("run/best.pt"))
     assert 1e6 < best.file_size < 10e6
 
@@ -235,10 +233,9 @@ def test_finish_request_completes_run_with_fewer_epochs(detect, tmp_path):
 
 def test_training_interrupted_after_last_epoch_is_only_validated(resumed, tmp_path):
     run, _ = resumed
-    complete = run.of(CheckpointSaved)[-1]
     dataset = draw(tmp_path / "data", Task.DETECT)
     order = order_for(dataset, tmp_path / "run", epochs=4, batch=2, resume=tmp_path / "c.pt", last_reported_epoch=4)
-    shutil.copyfile(complete.path, order.resume)
+    shutil.copyfile(run.newest, order.resume)
     again = run_child(order, tmp_path)
 
     assert isinstance(again.last, Finished), again.output

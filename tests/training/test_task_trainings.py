@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 from child_run import order_for, run_child
@@ -57,7 +56,7 @@ def test_training_ends_with_weights_and_exit_code_0(trained):
     _, run, run_dir = trained
 
     assert isinstance(run.last, Finished), run.output
-    assert run.last.best.path == str(run_dir / "weights" / "best.pt")
+    assert run_dir / "weights" / "best.pt" == run.folder.best
     assert run.process.returncode == 0
     assert not run.of(Warned)
 
@@ -65,8 +64,8 @@ def test_training_ends_with_weights_and_exit_code_0(trained):
 def test_final_event_has_size_and_checksum_of_weights(trained):
     _, run, _ = trained
 
-    for weights in (run.last.best, run.last.last):
-        content = Path(weights.path).read_bytes()
+    for path, weights in ((run.folder.best, run.last.best), (run.folder.last, run.last.last)):
+        content = path.read_bytes()
         assert (weights.bytes, weights.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 

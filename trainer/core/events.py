@@ -18,6 +18,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from trainer.core.job import JsonObject
+from trainer.core.run_folder import BEST, LAST
 
 Count: TypeAlias = Annotated[int, Field(ge=0, lt=10**9)]  # fits into int4
 Bytes: TypeAlias = Annotated[int, Field(ge=0, lt=2**53)]  # fits into int8, and into a number of JavaScript
@@ -103,12 +104,14 @@ class EpochFinished:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSaved:
-    """A verified checkpoint exists. `key` is None until the checkpoint is in the bucket."""
+    """A checkpoint exists. Its epoch determines its file name (core/run_folder.py).
+
+    `key` is None until the checkpoint is in the bucket. Only the worker sets the key.
+    """
 
     epoch: Count
     sha256: str
     bytes: Bytes
-    path: str
     key: str | None = None
     kind: Literal["checkpoint"] = "checkpoint"
 
@@ -124,9 +127,8 @@ class Warned:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """A weights file of a finished training: absolute path, SHA-256 (hexadecimal) and size in bytes."""
+    """A weights file of a finished training: SHA-256 (hexadecimal) and size in bytes."""
 
-    path: str
     sha256: str
     bytes: Bytes
 
@@ -135,14 +137,20 @@ class WeightsFile:
 class Finished:
     """The last event of a training process that produced a model.
 
+    `best` is weights/best.pt, or None if no epoch was the best. `last` is weights/last.pt.
     `report` becomes part of `results` in the row. It has a limited size and includes `mAP`, `precision`, `recall`,
     `metrics`, `test`, `per_class`, `curves`, `confusion_matrix`, `environment`, `exports`, `epochs_completed`.
     """
 
-    best: WeightsFile
+    best: WeightsFile | None
     last: WeightsFile
     report: JsonObject
     kind: Literal["finished"] = "finished"
+
+    @property
+    def weights(self) -> dict[str, WeightsFile]:
+        """The files by their name in the folder `weights`. The first file is the model of the run."""
+        return ({BEST: self.best} if self.best else {}) | {LAST: self.last}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -231,7 +231,7 @@ class TrainingOrder:
     plan: TrainPlan
     model: Path
     dataset: PreparedDataset
-    run_dir: Path  # absolute; `save_dir` of Ultralytics
+    run_dir: Path  # absolute; `save_dir` of Ultralytics; the training process writes its files there
     devices: tuple[int, ...] = ()  # GPU indices of this host; empty: CPU
     resume: Path | None = None  # a verified checkpoint to resume from
     best_of: Path | None = None  # a verified checkpoint; the training starts from its best weights instead of `model`

@@ -16,9 +16,9 @@ _SYNCFS = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
 _NOT_SUPPORTED = frozenset({errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
 
 
-def sync(path: Path) -> None:
+def sync(path: Path, flags: int = 0) -> None:
     """Sync the content of a file, or the names in a folder, to the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | flags)
     try:
         os.fsync(descriptor)
     finally:
@@ -52,7 +52,9 @@ def replace(beside: Path, path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically and sync it. Only one thread may write a path at any time. Raises OSError."""
     beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
+    beside.unlink(missing_ok=True)  # a crash can leave this file
+    with beside.open("x", encoding="utf-8") as file:
+        file.write(text)
     replace(beside, path)
 
 
@@ -73,5 +75,5 @@ def _sync_each(folder: Path) -> None:
         for path in (Path(root, name) for name in files):
             if path.is_file() and not path.is_symlink():
                 with suppress(FileNotFoundError):  # removed meanwhile, for example the link of a checkpoint upload
-                    sync(path)
+                    sync(path, os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe can replace the file meanwhile
         sync(Path(root))

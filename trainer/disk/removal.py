@@ -25,14 +25,23 @@ def remove_tree(folder: Path) -> None:
     Missing permissions of folders are added first. Raises FileNotFoundError if `folder` does not exist, and
     NotADirectoryError if it is not a folder. Another OSError is raised only after all other entries are removed.
     """
-    parent = os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _remove(folder.name, os.open(folder.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+def remove_subfolder(parent: Path, name: str) -> None:
+    """Remove the folder `name` in `parent`, like `remove_tree`. Raises OSError if `parent` is a link."""
+    _remove(name, os.open(parent, _FOLDER))
+
+
+def _remove(name: str, parent: int) -> None:
+    """Remove the folder `name` in the open folder `parent`, which is then closed."""
     try:
         # several tries: another process can remove the same folder at the same time and move subfolders up
         for is_last in (False, False, True):
-            with _opened(folder.name, parent) as top:
+            with _opened(name, parent) as top:
                 problem = _empty(top)
             try:
-                os.rmdir(folder.name, dir_fd=parent)
+                os.rmdir(name, dir_fd=parent)
             except OSError as error:
                 if is_last or error.errno != errno.ENOTEMPTY:
                     raise problem or error from None

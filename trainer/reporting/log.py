@@ -50,7 +50,7 @@ class LogReporter:
             case CheckpointSaved() | BatchProgress() | TransferProgress():
                 pass
             case Finished():
-                to.info("training finished", best=event.best.path)
+                to.info("training finished", best=event.best and event.best.sha256)
             case _:
                 to.info(event.kind, **{k: v for k, v in asdict(event).items() if k not in ("kind", "traceback")})
 

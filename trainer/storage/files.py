@@ -24,9 +24,14 @@ def disk_errors(path: Path) -> AbstractContextManager[None]:
 
     def describe(error: OSError) -> str:
         reason = _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
-        return f"{path} cannot be read or written: {reason}"
+        return f"{shown(path)} cannot be read or written: {reason}"
 
     return errors.disk_errors(describe)
+
+
+def shown(path: Path) -> Path:
+    """Return `path` for a message. A path in /proc/self/fd stands for an open file, so its current name is returned."""
+    return path.resolve() if path.is_relative_to("/proc/self/fd") else path
 
 
 @contextmanager

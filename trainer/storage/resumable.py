@@ -17,6 +17,7 @@ from trainer.core.stop import StopSignal
 from trainer.disk import durable
 from trainer.remote.answers import number_in
 from trainer.remote.storage_api import Answer, StorageApi, Target
+from trainer.storage.files import shown
 
 CHUNK = 6 * 1024 * 1024  # bytes; required by the hosted service
 _SLICE = 256 * 1024
@@ -62,7 +63,7 @@ class ResumableUpload:
                 source.seek(self.offset)
                 chunk = source.read(CHUNK)
                 if len(chunk) < min(CHUNK, self._bytes - self.offset):
-                    raise Misconfigured(f"{self._path} became shorter during its upload")
+                    raise Misconfigured(f"{shown(self._path)} became shorter during its upload")
                 self.offset = self._send(name, chunk, stop, on_position)
         self._forget()
 
@@ -95,7 +96,7 @@ class ResumableUpload:
             raise Unavailable(f"storage at {self._api.host} did not return the location of the new upload")
         try:
             self._note.parent.mkdir(parents=True, exist_ok=True)
-            durable.write_text(self._note, json.dumps({"upload": name, "file": str(self._path)}))
+            durable.write_text(self._note, json.dumps({"upload": name, "file": str(shown(self._path))}))
         except OSError:  # for example a full disk: after a restart, the upload starts from the beginning
             self._unnoted = name
         self.offset = 0

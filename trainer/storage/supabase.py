@@ -117,13 +117,14 @@ class SupabaseObjectStore:
         stop.raise_if_set()
         ref = ref.in_store(self.name)
         _object(ref)
-        content_type = content_type or _TYPES.get(path.suffix.lower(), "application/octet-stream")
+        content_type = content_type or _TYPES.get(PurePosixPath(ref.key).suffix.lower(), "application/octet-stream")
         position = _Position(on_bytes)
         try:
             with disk_errors(path):
                 size = path.stat().st_size
                 if size <= CHUNK:
-                    data = path.read_bytes()
+                    with path.open("rb") as source:
+                        data = source.read(size)  # a limit, because the file may grow
                     self._persist(lambda: self._send(data, ref, content_type, stop, position), stop)
                 else:
                     large = ResumableUpload(self._api, ref, path, content_type, self._notes)

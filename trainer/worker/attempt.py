@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from pathlib import Path
 
 import structlog
 
@@ -18,7 +17,6 @@ from trainer.core.resumption import Setup
 from trainer.core.stop import Stopped, StopReason
 from trainer.disk.removal import remove_tree
 from trainer.worker import finished_marker
-from trainer.worker.artifact_upload import artifact_name
 from trainer.worker.checkpoint_uploads import CheckpointUploads
 from trainer.worker.fetching import dataset_order, fetch_with_retries
 from trainer.worker.housekeeping import require_space
@@ -87,13 +85,14 @@ class Attempt:
         run, services = self._run, self._services
         dataset = fetch_with_retries(lambda: self._prepare(plan), run)
         model = fetch_with_retries(lambda: services.weights.resolve(plan.model, dataset.task, run.stop), run)
-        require_space(self._folder.path, model)
+        self._folder.output.path.mkdir(parents=True, exist_ok=True)
+        require_space(self._folder.path.parent, model)
         setup = Setup.of(plan, dataset)
         order = TrainingOrder(
             plan=plan,
             model=model,
             dataset=dataset,
-            run_dir=self._folder.path,
+            run_dir=self._folder.output.path,
             devices=self._devices(plan),
             setup=setup.as_json(),
             last_reported_epoch=self._job.last_reported_epoch,
@@ -144,16 +143,17 @@ class Attempt:
         self._run.events.record(event)
 
     def _write_marker(self, finished: Finished, order: TrainingOrder) -> Finished:
-        for weights in (finished.best, finished.last):
-            if not finished_marker.is_inside(Path(weights.path), self._folder.path):
-                raise RunFailed(f"The training reported a model outside of its run folder: {weights.path}.")
         report: JsonObject = {
             **finished.report,
             "plan": finished_marker.trained_plan(order, finished),
             "dataset": order.dataset.summary,
         }
         report.pop("batch", None)
-        report["metrics"] = {**report.get("metrics", {}), "epoch": report.get("epochs_completed", order.plan.epochs)}
+        metrics = report.get("metrics")
+        report["metrics"] = {
+            **(metrics if isinstance(metrics, dict) else {}),
+            "epoch": report.get("epochs_completed", order.plan.epochs),
+        }
         finished = replace(finished, report=report)
         try:
             finished_marker.write(self._folder, finished)
@@ -167,7 +167,7 @@ class Attempt:
             finished = finished_marker.read(folder)
             if finished is None or not self._is_requested(finished):
                 continue
-            damage = finished_marker.find_damage(folder, finished)
+            damage = finished_marker.find_damage(folder, finished, self._run.stop.raise_if_set)
             if damage is None:
                 self._folder = folder
                 reported = self._last_reported_epoch(folder.attempt)
@@ -197,8 +197,8 @@ class Attempt:
         except TrainerError as error:
             # marker and checkpoints are kept: the next attempt publishes the model, or resumes if the model is damaged
             return Retry(message=str(error))
-        best = artifact_name(Path(finished.best.path), self._folder.path)
-        url = next(artifact.url for artifact in artifacts if artifact.name == best)
+        model = next(iter(finished.weights))
+        url = next(artifact.url for artifact in artifacts if artifact.name == model)
         progress = self._run.events.progress.finished()
         results = {**finished.report, **listed(artifacts, self._folder), "progress": progress}
         if self._run.stop.reason is StopReason.CANCELED:
@@ -239,7 +239,7 @@ class Attempt:
     def _publish_last(self) -> JsonObject:
         """Publish the existing artifacts of a run that ends without a model. Return the results for the row."""
         progress = self._run.events.progress.as_json()
-        return {"run_dir": str(self._folder.path), **progress, **self.publish_unfinished(is_last=True)}
+        return {"run_dir": str(self._folder.output.path), **progress, **self.publish_unfinished(is_last=True)}
 
     def publish_unfinished(self, *, is_last: bool = False) -> JsonObject:
         """Publish the existing artifacts. Return the results for the row. `is_last` is True if no attempt follows."""

@@ -1,31 +1,38 @@
-"""Checkpoint files on this host. A training process wrote them, so reads into memory have a size limit.
+"""Checkpoint files on this host. A training process wrote them, so every read has a limit, and every claim is checked.
 
-A training keeps its newest checkpoints as `epoch-00007.pt` with a sidecar `epoch-00007.json`. The sidecar has `epoch`,
-`sha256` and `bytes`, and also `key` if the checkpoint was downloaded from the bucket.
+A training keeps its newest checkpoints as `checkpoints/epoch-00007.pt` with a sidecar `epoch-00007.json`, which has
+`epoch`, `sha256` and `bytes`. The service keeps downloaded checkpoints in `resumed/`; their sidecars also have `key`.
 The training writes each file under a temporary name and then renames it, so that the file is complete unless the disk
 failed. The SHA-256 detects damage.
 """
 
 from __future__ import annotations
 
-import contextlib
+import heapq
 import json
 import os
+import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from pydantic import TypeAdapter, ValidationError
 
+from trainer.core.artifact_keys import attempt_of
 from trainer.core.job import Checkpoint, JsonObject
-from trainer.core.run_folder import RunFolder
-from trainer.disk.checksum import sha256_of
+from trainer.core.run_folder import CHECKPOINTS, RESUMED, RunFolder, checkpoint_name
+from trainer.disk.untrusted_folder import LARGEST_FILE, Unreadable, UntrustedFile, UntrustedFolder
 
+MOST_CHECKPOINTS = 10  # per folder; a training keeps two
+_MOST_ENTRIES = 1000  # entries that are read in a folder of checkpoints
 _CHECKPOINT = TypeAdapter(Checkpoint)
+_SIDECAR = re.compile(r"epoch-([0-9]{5,9})\.json")
+_SHA256 = re.compile("[0-9a-f]{64}")
 _LARGEST_JSON = 2**20  # bytes
 _LARGEST_DIRECTORY = 8 * 2**20  # bytes of the zip archive's directory; yolo11x has a few hundred KiB
 _INVALID_ARCHIVE = (
@@ -34,12 +41,27 @@ _INVALID_ARCHIVE = (
 )
 
 
-def local_checkpoints(folder: RunFolder) -> Iterator[tuple[Path, Checkpoint]]:
-    """Yield the checkpoint files of an attempt with the content of their sidecars."""
-    for sidecar in folder.checkpoints.glob("epoch-*.json"):
-        path = sidecar.with_suffix(".pt")
-        if _is_regular(sidecar) and _is_regular(path) and (checkpoint := _read_sidecar(sidecar)):
-            yield path, checkpoint
+@dataclass(frozen=True, kw_only=True)
+class LocalCheckpoint:
+    """A checkpoint file on this host: `name` in `folder`. `claim` is the unverified content of its sidecar."""
+
+    folder: Path
+    name: str
+    attempt: int  # attempt that wrote the checkpoint
+    claim: Checkpoint
+    modified_ns: int
+
+
+def local_checkpoints(folder: RunFolder) -> Iterator[LocalCheckpoint]:
+    """Yield the checkpoint files of an attempt, at most `MOST_CHECKPOINTS` per folder, those of the last epochs."""
+    # only the service writes the key of a checkpoint, which says which attempt wrote a downloaded checkpoint
+    yield from (replace(found, attempt=folder.attempt) for found in _in_folder(folder.output.path, CHECKPOINTS))
+    yield from _in_folder(folder.path, RESUMED)
+
+
+def is_valid(epoch: int, sha256: str, size: int) -> bool:
+    """Return whether these values can describe a checkpoint. The epoch and the SHA-256 become part of its key."""
+    return 0 <= epoch < 10**9 and _SHA256.fullmatch(sha256) is not None and 0 <= size <= LARGEST_FILE
 
 
 def write_sidecar(path: Path, checkpoint: Checkpoint) -> None:
@@ -47,9 +69,9 @@ def write_sidecar(path: Path, checkpoint: Checkpoint) -> None:
     path.with_suffix(".json").write_text(json.dumps(asdict(checkpoint)))
 
 
-def is_intact(path: Path, checkpoint: Checkpoint) -> bool:
-    """Return whether the size and the SHA-256 of the file match the checkpoint."""
-    return path.stat().st_size == checkpoint.bytes and sha256_of(path) == checkpoint.sha256
+def is_intact(file: UntrustedFile, sha256: str, size: int, before_chunk: Callable[[], object]) -> bool:
+    """Return whether the file has this size and this SHA-256. `before_chunk` can raise an exception to stop."""
+    return file.bytes == size <= LARGEST_FILE and file.sha256(before_chunk) == sha256
 
 
 def read_metadata(path: Path) -> JsonObject:
@@ -60,6 +82,8 @@ def read_metadata(path: Path) -> JsonObject:
                 return {}
             with zipfile.ZipFile(file) as archive:
                 name = archive.namelist()[0].partition("/")[0] + "/run/checkpoint.json"
+                if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+                    return {}  # the training stores its metadata uncompressed
                 with archive.open(name) as member:
                     metadata = json.loads(member.read(_LARGEST_JSON))
     except _INVALID_ARCHIVE:
@@ -67,15 +91,35 @@ def read_metadata(path: Path) -> JsonObject:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _read_sidecar(sidecar: Path) -> Checkpoint | None:
-    with sidecar.open("rb") as file, contextlib.suppress(ValidationError):
-        return _CHECKPOINT.validate_json(file.read(_LARGEST_JSON), strict=True)
-    return None  # a crash can leave an incomplete sidecar; the previous checkpoint has another sidecar
+def _in_folder(place: Path, name: str) -> Iterator[LocalCheckpoint]:
+    with UntrustedFolder(place) as folder:
+        for sidecar in _newest_sidecars(folder, name):
+            claim = _read_sidecar(folder, sidecar)
+            path = sidecar.removesuffix(".json") + ".pt"
+            if claim is None or path != f"{name}/{checkpoint_name(claim.epoch)}":
+                continue
+            with suppress(Unreadable), folder.file(path) as file:
+                attempt = attempt_of(claim.key or "")
+                yield LocalCheckpoint(
+                    folder=place, name=path, attempt=attempt, claim=claim, modified_ns=file.modified_ns
+                )
 
 
-def _is_regular(path: Path) -> bool:
-    """Return whether `path` is a regular file, not a link or a pipe."""
-    return path.is_file() and not path.is_symlink()
+def _newest_sidecars(folder: UntrustedFolder, name: str) -> list[str]:
+    listing = folder.listing(name, depth=0, entries=_MOST_ENTRIES, is_wanted=lambda path: path.endswith(".json"))
+    found = (_SIDECAR.fullmatch(file.path, len(name) + 1) for file in listing.files)
+    return [
+        f"{name}/{match[0]}"
+        for match in heapq.nlargest(MOST_CHECKPOINTS, filter(None, found), key=lambda match: int(match[1]))
+    ]
+
+
+def _read_sidecar(folder: UntrustedFolder, path: str) -> Checkpoint | None:
+    """Return the content of a sidecar, or None for an invalid one: a crash can leave an incomplete sidecar."""
+    with suppress(Unreadable, ValidationError):
+        claim = _CHECKPOINT.validate_json(folder.read(path, _LARGEST_JSON), strict=True)
+        return claim if is_valid(claim.epoch, claim.sha256, claim.bytes) else None
+    return None
 
 
 def _has_small_directory(file: BinaryIO) -> bool:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import contextvars
-import os
-import re
-import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 
 import structlog
 
 from trainer.core.artifact_keys import checkpoint_key
 from trainer.core.dataset import ObjectRef
-from trainer.core.errors import TrainerError
+from trainer.core.errors import MachineFailed, TrainerError
 from trainer.core.events import CheckpointSaved, Event
 from trainer.core.job import Checkpoint
+from trainer.core.run_folder import CHECKPOINTS, checkpoint_name
 from trainer.core.stop import Stopped, StopSignal
+from trainer.disk.untrusted_folder import UntrustedFolder
+from trainer.worker.checkpoint_files import is_intact, is_valid
 from trainer.worker.run_context import RunContext
 from trainer.worker.run_services import RunServices
 
 log = structlog.get_logger()
 
 KEPT_IN_BUCKET = 2
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class CheckpointUploads:
@@ -44,8 +43,8 @@ class CheckpointUploads:
         self._sending = threading.Lock()
 
     def note(self, event: Event) -> None:
-        """Remember the checkpoint of a valid `CheckpointSaved`. The epoch and the SHA-256 become part of its key."""
-        if isinstance(event, CheckpointSaved) and _SHA256.fullmatch(event.sha256) and event.epoch >= 0:
+        """Remember the checkpoint of a valid `CheckpointSaved`."""
+        if isinstance(event, CheckpointSaved) and is_valid(event.epoch, event.sha256, event.bytes):
             self._newest = event
 
     def send_newest(self, stop: StopSignal) -> Checkpoint | None:
@@ -61,13 +60,15 @@ class CheckpointUploads:
             self._run.heartbeat.confirm(stop)
             job = self._run.job
             key = checkpoint_key(job.id, job.attempt, newest.epoch, newest.sha256)
-            with self._held(Path(newest.path).name) as path:
+            # the training removes old checkpoints during the upload, but the open file stays readable
+            name = f"{CHECKPOINTS}/{checkpoint_name(newest.epoch)}"
+            with UntrustedFolder(self._run.folder.output.path) as output, output.file(name) as file:
+                if not is_intact(file, newest.sha256, newest.bytes, stop.raise_if_set):
+                    raise MachineFailed(f"The checkpoint of epoch {newest.epoch} has changed since it was reported.")
                 self._index.note(job.id, key)
-                self._store.upload(path, ObjectRef(bucket=self._bucket, key=key), stop)
+                self._store.upload(file.path, ObjectRef(bucket=self._bucket, key=key), stop)
             sent = Checkpoint(epoch=newest.epoch, sha256=newest.sha256, bytes=newest.bytes, key=key)
-            self._run.events.record(
-                CheckpointSaved(epoch=sent.epoch, sha256=sent.sha256, bytes=sent.bytes, path=newest.path, key=key),
-            )
+            self._run.events.record(replace(newest, key=key))
             self._uploaded.append(sent)
             self._delete_old()
             return sent
@@ -90,19 +91,6 @@ class CheckpointUploads:
         """Wait until no upload is running. Release the slots of the run before this call."""
         if self._thread:
             self._thread.join()
-
-    @contextmanager
-    def _held(self, name: str) -> Iterator[Path]:
-        """Yield a hard link to a checkpoint, because the training removes old checkpoints during the upload."""
-        link = self._run.folder.checkpoints / "newest.uploading"
-        link.unlink(missing_ok=True)
-        try:
-            os.link(self._run.folder.checkpoints / name, link, follow_symlinks=False)
-            if not stat.S_ISREG(link.lstat().st_mode):
-                raise OSError(f"the checkpoint {name} is not a regular file")
-            yield link
-        finally:
-            link.unlink(missing_ok=True)
 
     def _delete_old(self) -> None:
         # the row may point to a checkpoint until the queue has the event of the next checkpoint, so keep it until then

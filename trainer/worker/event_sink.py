@@ -15,7 +15,7 @@ from trainer.core.progress import Progress
 from trainer.worker.journal import Journal
 from trainer.worker.run_log import RunLog
 
-LOCAL_FIELDS = {"kind", "path"}  # `kind` has its own column; a local path is useless on other hosts
+LOCAL_FIELDS = {"kind"}  # it has its own column
 
 
 class EventSink:

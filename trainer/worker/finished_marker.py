@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import stat
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from trainer.core.job import Json, JsonObject
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.resumption import DEFAULTS
-from trainer.core.run_folder import RunFolder
+from trainer.core.run_folder import FINISHED_MARKER, RESULTS, WEIGHTS, RunFolder
 from trainer.disk import durable
-from trainer.disk.checksum import sha256_of
+from trainer.disk.untrusted_folder import LARGEST_FILE, UntrustedFolder
 
 _LARGEST = 16 * 2**20  # bytes of a marker or of results.csv; a report has a few hundred KiB
 # compared in addition to `batch` and `args`; the other fields of a recorded plan depend on the service version
@@ -38,9 +37,8 @@ def write(folder: RunFolder, finished: Finished) -> None:
 
 def read(folder: RunFolder) -> Finished | None:
     """Return the content of the marker, or None if there is no readable marker."""
-    content = _read_bounded(folder.finished_marker)
     try:
-        return None if content is None else _FINISHED.validate_json(content)
+        return _FINISHED.validate_json(_read(folder.path, FINISHED_MARKER))
     except ValueError:
         return None
 
@@ -56,26 +54,31 @@ def epochs_after(epoch: int, folder: RunFolder, finished: Finished) -> list[Epoc
 
     Return an empty list for a damaged table. The history then has a gap, but the model is still published.
     """
-    table = _read_bounded(folder.results)
+    table = _read(folder.output.path, RESULTS)
     try:
         # a recorded split has a digest instead of its images
         plan = TrainPlan.from_json({**finished.report["plan"], "split": None})
-        found = list(results_table.epochs_after(epoch, (table or b"").decode(errors="replace"), plan))
+        found = list(results_table.epochs_after(epoch, table.decode(errors="replace"), plan))
     except (ValueError, KeyError, TypeError):
         return []
     is_plausible = [event.epoch for event in found] == list(range(epoch + 1, epoch + 1 + len(found)))
     return found if is_plausible and epoch + len(found) <= plan.epochs else []
 
 
-def find_damage(folder: RunFolder, finished: Finished) -> str | None:
-    """Return a description of the damage to the weights of a finished training, or None if they are unchanged."""
-    return _damage(folder, finished.best) or _damage(folder, finished.last)
+def find_damage(folder: RunFolder, finished: Finished, before_chunk: Callable[[], object]) -> str | None:
+    """Return a description of the damage to the weights of a finished training, or None if they are unchanged.
+
+    `before_chunk` can raise an exception to stop the calculation of the checksums.
+    """
+    with UntrustedFolder(folder.output.path) as output:
+        damages = (_damage(output, name, weights, before_chunk) for name, weights in finished.weights.items())
+        return next(filter(None, damages), None)
 
 
 def trained_plan(order: TrainingOrder, finished: Finished) -> JsonObject:
     """Return the recorded plan with the actual batch size and the actual initial weights."""
     plan, batch = order.plan.recorded(), finished.report.get("batch")
-    if batch and batch != order.plan.batch:
+    if isinstance(batch, int | float) and batch and batch != order.plan.batch:
         plan |= {"batch": batch, "asked_batch": order.plan.batch}
     started_from = order.setup and order.setup["started_from"]
     return plan | {"started_from": started_from} if started_from else plan
@@ -89,19 +92,13 @@ def is_requested(finished: Finished, plan: TrainPlan) -> bool:
     return _settings(finished.report.get("plan")) == _settings(plan.recorded())
 
 
-def is_inside(path: Path, run_dir: Path) -> bool:
-    """Return whether `path` is inside `run_dir`, also after links are resolved. The training process chose `path`."""
-    return path.is_relative_to(run_dir) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(run_dir))
-
-
-def _read_bounded(path: Path) -> bytes | None:
-    """Return the content of a regular file of at most 16 MiB, or None."""
+def _read(folder: Path, name: str) -> bytes:
+    """Return the content of a regular file of at most 16 MiB, or b""."""
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > _LARGEST:
-            return None
-        return path.read_bytes()
+        with UntrustedFolder(folder) as opened:
+            return opened.read(name, _LARGEST)
     except OSError:
-        return None
+        return b""
 
 
 def _settings(plan: Json) -> str:
@@ -114,17 +111,13 @@ def _settings(plan: Json) -> str:
     return json.dumps({**compared, "args": args, "batch": batch}, sort_keys=True)
 
 
-def _damage(folder: RunFolder, weights: WeightsFile) -> str | None:
-    path = Path(weights.path)
-    if not is_inside(path, folder.path):
-        return f"{path} is not in the run folder"
+def _damage(output: UntrustedFolder, name: str, weights: WeightsFile, before_chunk: Callable[[], object]) -> str | None:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            return f"{path.name} is not a regular file"
-        if status.st_size != weights.bytes:
-            return f"{path.name} has {status.st_size} of {weights.bytes} bytes"
-        digest = sha256_of(path)
+        with output.file(f"{WEIGHTS}/{name}") as file:
+            if file.bytes != weights.bytes:
+                return f"{name} has {file.bytes} of {weights.bytes} bytes"
+            if file.bytes > LARGEST_FILE:
+                return f"{name} has more than {LARGEST_FILE >> 30} GiB"
+            return None if file.sha256(before_chunk) == weights.sha256 else f"{name} has changed"
     except OSError as error:
-        return f"{path.name} cannot be read: {error.strerror}"
-    return None if digest == weights.sha256 else f"{path.name} has changed"
+        return f"{name} cannot be read: {error.strerror}"

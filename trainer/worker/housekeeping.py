@@ -100,14 +100,13 @@ def old_folders(folders: RunFolders, keep_days: float) -> list[OldFolders]:
     ]
 
 
-def require_space(run_dir: Path, model: Path) -> None:
-    """Raise `HostUnfit` if the disk of `run_dir` has too little space for a training of `model`."""
+def require_space(runs: Path, model: Path) -> None:
+    """Raise `HostUnfit` if the disk of the folder `runs` has too little space for a training of `model`."""
     weights = model.stat().st_size if model.exists() else 0
     needed = LEAST + TIMES_THE_WEIGHTS * weights
-    run_dir.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(run_dir).free
+    free = shutil.disk_usage(runs).free
     if free < needed:
         raise HostUnfit(
-            f"The disk of {run_dir.parent} has {free // MIB} MiB free and this training needs about "
+            f"The disk of {runs} has {free // MIB} MiB free and this training needs about "
             f"{needed // MIB} MiB: free some space, lower KEEP_RUNS_DAYS, or move RUNS_DIR.",
         )

@@ -11,8 +11,9 @@ from trainer.core.events import Finished, Phase
 from trainer.core.job import JsonObject
 from trainer.core.results import Artifact
 from trainer.core.retry import RetryPolicy, retrying
-from trainer.core.run_folder import LAST, RunFolder
+from trainer.core.run_folder import LAST, WEIGHTS, RunFolder
 from trainer.core.stop import Stopped, StopSignal
+from trainer.disk.untrusted_folder import UntrustedFolder
 from trainer.worker.artifact_upload import ArtifactUpload, WeightsChanged
 from trainer.worker.run_context import RunContext
 from trainer.worker.run_services import RunServices
@@ -48,7 +49,7 @@ class Publisher:
         the files are published even if there are no weights.
         """
         is_first = self._run.job.attempt <= 1
-        if not folder.last.is_file() and not (is_last and is_first):
+        if not _has_weights(folder) and not (is_last and is_first):
             return {}
         # if another attempt follows, there is only one try
         policy = RetryPolicy(total_seconds=self._seconds) if is_last else ONE_TRY
@@ -83,5 +84,10 @@ class Publisher:
 
 
 def listed(artifacts: list[Artifact], folder: RunFolder) -> JsonObject:
-    """Return the results for the row: the published artifacts and their folder on this host."""
-    return {"artifacts": [asdict(artifact) for artifact in artifacts], "run_dir": str(folder.path)}
+    """Return the results for the row: the published artifacts, and the folder of the training on this host."""
+    return {"artifacts": [asdict(artifact) for artifact in artifacts], "run_dir": str(folder.output.path)}
+
+
+def _has_weights(folder: RunFolder) -> bool:
+    with UntrustedFolder(folder.output.path) as output:
+        return output.is_file(f"{WEIGHTS}/{LAST}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainer.core.artifact_keys import attempt_of
+from trainer.core.artifact_keys import attempt_of, is_checkpoint_of
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, Unavailable
 from trainer.core.events import Warned
@@ -14,11 +15,20 @@ from trainer.core.job import Checkpoint
 from trainer.core.ports import ObjectStore, TrainingOrder
 from trainer.core.resumption import Decision, Resume, Setup, are_comparable, decide
 from trainer.core.retry import RetryPolicy, retrying
-from trainer.core.run_folder import RunFolder
-from trainer.worker.checkpoint_files import is_intact, local_checkpoints, read_metadata, write_sidecar
+from trainer.core.run_folder import RunFolder, checkpoint_name
+from trainer.disk.untrusted_folder import Unreadable, UntrustedFolder
+from trainer.worker.checkpoint_files import (
+    LocalCheckpoint,
+    is_intact,
+    is_valid,
+    local_checkpoints,
+    read_metadata,
+    write_sidecar,
+)
 from trainer.worker.run_context import RunContext
 
 _MOST_LISTED = 10  # maximum number of changes in a message
+_LONGEST_CHANGES = 1000  # characters; a checkpoint contains the names of the settings
 _NOT_APPLIED = "a resumed training cannot apply these changes"
 
 # a 404 or a login page instead of the object can be temporary; without the checkpoint, hours of training are lost
@@ -35,7 +45,10 @@ class _NotInBucket(Unavailable):
 
 @dataclass(frozen=True, kw_only=True)
 class FoundCheckpoint:
-    """An intact checkpoint, its metadata, and the decision whether the training can resume from it."""
+    """An intact checkpoint, its metadata, and the decision whether the training can resume from it.
+
+    `path` is in the folder `resumed` of the current attempt, where no training process can replace it.
+    """
 
     path: Path
     attempt: int  # attempt that wrote the checkpoint
@@ -56,7 +69,7 @@ class CheckpointFinder:
         self._attempts = attempts
         self._store = store
         self._bucket = bucket
-        self._remote = run.job.checkpoint if run.job.checkpoint and run.job.checkpoint.key else None
+        self._remote = _uploaded_checkpoint(run)
 
     def best_for(self, setup: Setup) -> FoundCheckpoint | None:
         """Return the newest checkpoint from which a training with `setup` can resume.
@@ -67,11 +80,11 @@ class CheckpointFinder:
         Raises Unavailable or Misconfigured if the newest checkpoint is in the bucket and cannot be downloaded now.
         """
         newest, has_any = None, False
-        for path, checkpoint in self._newest_first():
+        for path, epoch, attempt in self._newest_first():
             has_any = True
             if path is None:
                 continue
-            found = _found(path, checkpoint, setup)
+            found = _found(path, epoch, attempt, setup)
             if isinstance(found.decision, Resume):
                 return found
             newest = newest or found
@@ -79,30 +92,41 @@ class CheckpointFinder:
             self._run.warn("no_checkpoint", "No checkpoint is usable; the training starts from epoch 1.")
         return newest
 
-    def _newest_first(self) -> Iterator[tuple[Path | None, Checkpoint]]:
-        """Yield every checkpoint, with None for an unusable file. Download the checkpoint in the bucket on demand."""
+    def _newest_first(self) -> Iterator[tuple[Path | None, int, int]]:
+        """Yield each checkpoint (None for an unusable file), its epoch and the attempt that wrote it.
+
+        The checkpoint in the bucket is downloaded on demand.
+        """
         remote = self._remote
         local = [found for folder in self._attempts for found in local_checkpoints(folder)]
-        for path, checkpoint in sorted(local, key=self._rank, reverse=True):
-            if remote and (remote.epoch > checkpoint.epoch or self._is_superseded(path, checkpoint)):
-                yield self._download(remote), remote
+        for found in sorted(local, key=self._rank, reverse=True):
+            if remote and (remote.epoch > found.claim.epoch or self._is_superseded(found)):
+                yield self._download(remote), remote.epoch, attempt_of(remote.key or "")
                 remote = None
-            is_usable = is_intact(path, checkpoint)
-            if not is_usable:
-                self._run.warn("checkpoint_broken", f"The checkpoint of epoch {checkpoint.epoch} is damaged.")
-            yield path if is_usable else None, checkpoint
+            yield self._verified(found), found.claim.epoch, found.attempt
         if remote:
-            yield self._download(remote), remote
+            yield self._download(remote), remote.epoch, attempt_of(remote.key or "")
 
-    def _rank(self, local: tuple[Path, Checkpoint]) -> tuple[bool, int, int]:
+    def _rank(self, local: LocalCheckpoint) -> tuple[bool, int, int]:
         """Return the sort key. Of two files with the same epoch, the newer file can include part of the next epoch."""
-        path, checkpoint = local
-        return not self._is_superseded(path, checkpoint), checkpoint.epoch, path.stat().st_mtime_ns
+        return not self._is_superseded(local), local.claim.epoch, local.modified_ns
 
-    def _is_superseded(self, path: Path, checkpoint: Checkpoint) -> bool:
+    def _is_superseded(self, local: LocalCheckpoint) -> bool:
         """Return whether a later attempt on another host trained these epochs again and reported their metrics."""
-        later = attempt_of(self._remote.key) if self._remote and self._remote.key else 0
-        return checkpoint.epoch <= self._run.job.last_reported_epoch and _trained_by(path, checkpoint) < later
+        later = attempt_of(self._remote.key or "") if self._remote else 0
+        return local.claim.epoch <= self._run.job.last_reported_epoch and local.attempt < later
+
+    def _verified(self, local: LocalCheckpoint) -> Path | None:
+        """Link the checkpoint into the folder `resumed` and return the link, or None if the checkpoint is damaged."""
+        target = self._run.folder.resumed / f"{local.attempt}-{checkpoint_name(local.claim.epoch)}"
+        with suppress(Unreadable), UntrustedFolder(local.folder) as folder, folder.file(local.name) as file:
+            if is_intact(file, local.claim.sha256, local.claim.bytes, self._run.stop.raise_if_set):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)
+                file.link_to(target)
+                return target
+        self._run.warn("checkpoint_broken", f"The checkpoint of epoch {local.claim.epoch} is damaged.")
+        return None
 
     def _download(self, remote: Checkpoint) -> Path | None:
         try:
@@ -113,7 +137,7 @@ class CheckpointFinder:
 
     def _downloaded(self, remote: Checkpoint) -> Path:
         """Download the checkpoint and return its path. Raises `_NotInBucket` if it is not in the bucket."""
-        path = self._run.folder.checkpoint(remote.epoch)
+        path = self._run.folder.resumed / checkpoint_name(remote.epoch)
         path.parent.mkdir(parents=True, exist_ok=True)
         assert remote.key is not None
         try:
@@ -121,7 +145,9 @@ class CheckpointFinder:
         except BadRequest as error:
             message = f"The uploaded checkpoint of epoch {remote.epoch} is not available: {error}"
             raise _NotInBucket("checkpoint_missing", message) from error
-        if not is_intact(path, remote):
+        with UntrustedFolder(path.parent) as folder, folder.file(path.name) as file:
+            is_usable = is_intact(file, remote.sha256, remote.bytes, self._run.stop.raise_if_set)
+        if not is_usable:
             path.unlink()
             raise _NotInBucket("checkpoint_broken", f"The uploaded checkpoint of epoch {remote.epoch} is damaged.")
         write_sidecar(path, remote)
@@ -132,7 +158,7 @@ def resumed_order(order: TrainingOrder, setup: Setup, found: FoundCheckpoint) ->
     """Return the training order with the checkpoint to start from, and the warnings for the user."""
     changes = _listed(found.decision.changes)
     if isinstance(found.decision, Resume):
-        setup_now = replace(setup, started_from=found.setup.started_from if found.setup else None)
+        setup_now = replace(setup, started_from=_started_from(found))
         return replace(order, resume=found.path, setup=setup_now.as_json()), _resume_events(setup, found, changes)
     if found.decision.from_best:
         weights = f"the best weights of an earlier training of this run (epoch {found.best_epoch})"
@@ -142,6 +168,11 @@ def resumed_order(order: TrainingOrder, setup: Setup, found: FoundCheckpoint) ->
     else:
         message = f"The training starts over from {setup.model}, because {_NOT_APPLIED}: {changes}."
     return order, [Warned(code="started_over", message=message)]
+
+
+def _started_from(found: FoundCheckpoint) -> str | None:
+    text = found.setup.started_from if found.setup else None
+    return text and text[:_LONGEST_CHANGES]
 
 
 def _resume_events(setup: Setup, found: FoundCheckpoint, changes: str) -> list[Warned]:
@@ -154,25 +185,28 @@ def _resume_events(setup: Setup, found: FoundCheckpoint, changes: str) -> list[W
     return events
 
 
-def _found(path: Path, checkpoint: Checkpoint, now: Setup) -> FoundCheckpoint:
+def _uploaded_checkpoint(run: RunContext) -> Checkpoint | None:
+    """Return the uploaded checkpoint in the row, or None if it cannot be a checkpoint that a worker uploaded."""
+    found = run.job.checkpoint
+    if found is None or found.key is None or not is_checkpoint_of(run.job.id, found.key):
+        return None
+    return found if is_valid(found.epoch, found.sha256, found.bytes) else None
+
+
+def _found(path: Path, epoch: int, attempt: int, now: Setup) -> FoundCheckpoint:
     metadata = read_metadata(path)
     before = Setup.from_json(metadata.get("setup"))
     best_epoch = metadata.get("best_epoch")
     return FoundCheckpoint(
         path=path,
-        attempt=_trained_by(path, checkpoint),
-        epoch=checkpoint.epoch,
-        best_epoch=best_epoch if isinstance(best_epoch, int) else checkpoint.epoch,
+        attempt=attempt,
+        epoch=epoch,
+        best_epoch=best_epoch if isinstance(best_epoch, int) and 0 < best_epoch < epoch else epoch,
         setup=before,
-        decision=decide(before, now, epoch=checkpoint.epoch, complete=metadata.get("complete") is True),
+        decision=decide(before, now, epoch=epoch, complete=metadata.get("complete") is True),
     )
-
-
-def _trained_by(path: Path, checkpoint: Checkpoint) -> int:
-    """Return the attempt that wrote a checkpoint: from the key if it was downloaded, else from the run folder."""
-    return attempt_of(checkpoint.key) if checkpoint.key else RunFolder(path.parent.parent).attempt
 
 
 def _listed(changes: tuple[str, ...]) -> str:
     more = f" and {len(changes) - _MOST_LISTED} more" if len(changes) > _MOST_LISTED else ""
-    return ", ".join(changes[:_MOST_LISTED]) + more
+    return ", ".join(changes[:_MOST_LISTED])[:_LONGEST_CHANGES] + more

@@ -13,9 +13,9 @@ from pathlib import Path
 import structlog
 
 from trainer.core.job import Job
-from trainer.core.run_folder import PREFIX, RunFolder, name_of
+from trainer.core.run_folder import CHECKPOINTS, PREFIX, RESUMED, RunFolder, name_of
 from trainer.disk.folder_locks import FolderLocks
-from trainer.disk.removal import remove_tree
+from trainer.disk.removal import remove_subfolder
 
 log = structlog.get_logger()
 
@@ -47,14 +47,16 @@ class RunFolders:
     def remove_checkpoints(self, run_id: str) -> None:
         """Remove the checkpoints and finished markers of a run that has no further attempt."""
         for folder in self.attempts(run_id):
-            with contextlib.suppress(OSError):  # after an error, the checkpoints are removed with the run folder
-                remove_tree(folder.checkpoints)
+            for owner, name in ((folder.output.path, CHECKPOINTS), (folder.path, RESUMED)):
+                with contextlib.suppress(OSError):  # after an error, the checkpoints are removed with the run folder
+                    remove_subfolder(owner, name)
             with contextlib.suppress(OSError):
                 folder.finished_marker.unlink(missing_ok=True)
 
     def remove_obstacles(self, job: Job) -> None:
         """Remove a file or a link that has the name of a folder of this attempt. A link must not be followed."""
-        for folder in (self.folder(job).path, self.view(job)):
+        run = self.folder(job)
+        for folder in (run.path, run.output.path, self.view(job)):
             with contextlib.suppress(OSError):  # no folder yet, or the attempt reports the error later
                 if not stat.S_ISDIR(os.lstat(folder).st_mode):
                     folder.unlink()

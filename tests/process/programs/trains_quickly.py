@@ -172,7 +172,7 @@ class Quick:
             target.with_suffix(".tmp").write_bytes(data)
             target.with_suffix(".tmp").replace(target)
         (self.run_dir / "weights" / "last.pt").write_bytes(content)
-        self.send(kind="checkpoint", path=str(path), key=None, **facts)
+        self.send(kind="checkpoint", key=None, **facts)
 
     def finish(self, done):
         weights = self.run_dir / "weights"
@@ -214,9 +214,9 @@ class Quick:
 
 
 def described(path):
-    """Return the path, checksum and size of a file for the final event."""
+    """Return the checksum and the size of a file for the final event."""
     content = path.read_bytes()
-    return {"path": str(path), "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def numbers(epoch):

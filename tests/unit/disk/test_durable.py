@@ -69,9 +69,9 @@ def test_file_removed_during_sync_is_not_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(durable, "_SYNCFS", None)
     sync = durable.sync
 
-    def remove_and_sync(path):
+    def remove_and_sync(path, flags=0):
         (tmp_path / "newest.uploading").unlink(missing_ok=True)
-        sync(path)
+        sync(path, flags)
 
     monkeypatch.setattr(durable, "sync", remove_and_sync)
 

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 import time
 import zipfile
 
 import pytest
 
+from trainer.core.run_folder import OutputFolder
 from trainer.training.yolo import checkpoint_file
 from trainer.training.yolo.checkpoint_file import Progress, commit, prepare, remove_stale, restore
 
@@ -30,6 +30,10 @@ def saved(run_dir, epoch=1, *, best=False, **progress):
     return commit(prepare(run_dir / "weights" / "last.pt", run_dir, how_far, members), how_far)
 
 
+def path_of(run_dir, event):
+    return OutputFolder(run_dir).checkpoint(event.epoch)
+
+
 def names(run_dir):
     return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
 
@@ -38,7 +42,6 @@ def test_checkpoint_event_matches_file(run_dir):
     event = saved(run_dir, epoch=7)
 
     path = run_dir / "checkpoints" / "epoch-00007.pt"
-    assert event.path == str(path)
     assert event.bytes == path.stat().st_size
     assert event.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     sidecar = json.loads(path.with_suffix(".json").read_text())
@@ -48,7 +51,7 @@ def test_checkpoint_event_matches_file(run_dir):
 def test_added_members_do_not_change_training_state(run_dir):
     event = saved(run_dir, best=True)
 
-    with zipfile.ZipFile(event.path) as archive:
+    with zipfile.ZipFile(path_of(run_dir, event)) as archive:
         assert archive.testzip() is None
         assert archive.read("archive/data.pkl") == b"last"
         ours = {"archive/run/checkpoint.json", "archive/run/results.csv", "archive/run/best.pt"}
@@ -75,7 +78,7 @@ def test_last_written_checkpoints_are_kept_after_restart(run_dir):
 
 def test_checkpoint_restores_progress_results_and_weights_in_other_folder(run_dir, tmp_path):
     event = saved(run_dir, 3, best=True, done=0.25, best_epoch=2, train_seconds=12.5)
-    progress = restore(tmp_path / event.path, tmp_path / "elsewhere")
+    progress = restore(path_of(run_dir, event), tmp_path / "elsewhere")
 
     assert progress == Progress(epoch=3, done=0.25, best_epoch=2, train_seconds=12.5)
     elsewhere = tmp_path / "elsewhere"
@@ -86,7 +89,7 @@ def test_checkpoint_restores_progress_results_and_weights_in_other_folder(run_di
 
 def test_checkpoint_without_best_pt_is_restored_as_best_and_last(run_dir, tmp_path):
     event = saved(run_dir)
-    restore(tmp_path / event.path, tmp_path / "elsewhere")
+    restore(path_of(run_dir, event), tmp_path / "elsewhere")
 
     assert zipfile.ZipFile(tmp_path / "elsewhere" / "weights" / "best.pt").read("archive/data.pkl") == b"last"
 
@@ -98,7 +101,7 @@ def test_restore_replaces_files_of_killed_attempt(run_dir):
     """
     event = saved(run_dir)
     (run_dir / "results.csv").write_text("epoch\n1\n2\n")
-    restore(run_dir / "checkpoints" / os.path.basename(event.path), run_dir)
+    restore(path_of(run_dir, event), run_dir)
 
     assert (run_dir / "results.csv").read_text() == "epoch\n1\n"
 
@@ -107,7 +110,7 @@ def test_restore_writes_args_yaml(run_dir, tmp_path):
     (run_dir / "args.yaml").write_text("epochs: 3\n")
     members = {name: run_dir / name for name in ("results.csv", "args.yaml")}
     event = commit(prepare(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), members), Progress(epoch=1))
-    restore(tmp_path / event.path, tmp_path / "elsewhere")
+    restore(path_of(run_dir, event), tmp_path / "elsewhere")
 
     assert (tmp_path / "elsewhere" / "args.yaml").read_text() == "epochs: 3\n"
 
@@ -118,15 +121,15 @@ def test_restore_writes_args_yaml(run_dir, tmp_path):
 def test_truncated_row_of_results_is_not_restored(run_dir, tmp_path, lines, restored):
     (run_dir / "results.csv").write_text(lines)
     event = saved(run_dir)
-    restore(tmp_path / event.path, tmp_path / "elsewhere")
+    restore(path_of(run_dir, event), tmp_path / "elsewhere")
 
     results = tmp_path / "elsewhere" / "results.csv"
     assert (results.read_text() if results.exists() else None) == restored
 
 
 def test_restore_of_checkpoint_without_results_removes_stale_results(run_dir):
-    path = commit(prepare(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), {}), Progress(epoch=1)).path
-    restore(run_dir / path, run_dir)
+    event = commit(prepare(run_dir / "weights" / "last.pt", run_dir, Progress(epoch=1), {}), Progress(epoch=1))
+    restore(path_of(run_dir, event), run_dir)
 
     assert not (run_dir / "results.csv").exists()
 
@@ -149,13 +152,13 @@ def test_previous_checkpoint_stays_after_failed_copy(run_dir, monkeypatch):
     assert names(run_dir) == before
 
 
-def test_hard_link_keeps_its_content_if_checkpoint_is_replaced(run_dir):
+def test_open_file_keeps_its_content_if_checkpoint_is_replaced(run_dir):
+    """The service uploads a checkpoint while the training saves the next one."""
     event = saved(run_dir, 2)
-    link = run_dir / "uploading"
-    os.link(event.path, link)
-    saved(run_dir, 2, done=0.5)
+    with path_of(run_dir, event).open("rb") as uploading:
+        saved(run_dir, 2, done=0.5)
 
-    assert hashlib.sha256(link.read_bytes()).hexdigest() == event.sha256
+        assert hashlib.sha256(uploading.read()).hexdigest() == event.sha256
 
 
 def test_remove_stale_removes_checkpoints_and_weights(run_dir):

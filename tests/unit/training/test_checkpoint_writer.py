@@ -3,11 +3,10 @@
 import hashlib
 import threading
 import zipfile
-from pathlib import Path
 
 import pytest
 
-from trainer.core.run_folder import CHECKPOINTS
+from trainer.core.run_folder import CHECKPOINTS, OutputFolder
 from trainer.disk import durable
 from trainer.training.yolo.checkpoint_file import Progress
 from trainer.training.yolo.checkpoint_writer import CheckpointWriter
@@ -40,8 +39,8 @@ def write(path, content):
         archive.writestr("archive/data.pkl", content)
 
 
-def content_of(saved):
-    with zipfile.ZipFile(saved.path) as archive:
+def content_of(run_dir, saved):
+    with zipfile.ZipFile(OutputFolder(run_dir).checkpoint(saved.epoch)) as archive:
         return archive.read("archive/data.pkl").decode()
 
 
@@ -49,7 +48,8 @@ def test_event_is_sent_after_checkpoint_is_durable(tmp_path, state):
     events = []
 
     def on_event(event):
-        events.append((event, Path(event.path).read_bytes(), Path(event.path).with_suffix(".json").exists()))
+        path = OutputFolder(tmp_path).checkpoint(event.epoch)
+        events.append((event, path.read_bytes(), path.with_suffix(".json").exists()))
 
     writer = CheckpointWriter(tmp_path, on_event)
     writer.copy(state, Progress(epoch=1), {})
@@ -74,7 +74,7 @@ def test_save_on_slow_disk_does_not_block_caller(tmp_path, state, slow_disk):
     slow_disk.set()
     writer.wait()
 
-    assert content_of(writer.saved) == "first"
+    assert content_of(tmp_path, writer.saved) == "first"
 
 
 def test_next_copy_starts_after_previous_save_has_ended(tmp_path, state, slow_disk):
@@ -135,7 +135,7 @@ def test_previous_checkpoint_stays_after_failed_save(tmp_path, state, full_disk)
         1, "checkpoint_not_saved", 4, "checkpoint_not_saved",
     ]  # fmt: skip
     assert writer.saved.epoch == 4
-    assert content_of(writer.saved) == "first"
+    assert content_of(tmp_path, writer.saved) == "first"
 
 
 def test_failed_copy_is_warning(tmp_path, state):

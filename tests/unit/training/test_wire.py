@@ -34,7 +34,7 @@ from trainer.training.wire import (
     encode_stop,
 )
 
-BEST = WeightsFile(path="/r/é/best.pt", sha256="ab" * 32, bytes=2**33)
+BEST = WeightsFile(sha256="ab" * 32, bytes=2**33)
 ONE_OF_EACH = [
     PhaseStarted(phase=Phase.LOADING, seconds=1.5),
     PhaseStarted(phase=Phase.STARTING),
@@ -50,7 +50,7 @@ ONE_OF_EACH = [
         eta_seconds=12.0,
     ),
     EpochFinished(epoch=2, total_epochs=3, metrics={"metrics/mAP50(B)": 0.5, "lr/pg0": 1e-5}, seconds=4.0),
-    CheckpointSaved(epoch=2, sha256="ab" * 32, bytes=2**33, path="/runs/é/last.pt"),
+    CheckpointSaved(epoch=2, sha256="ab" * 32, bytes=2**33),
     Warned(code="oom_halved", message="Batch halved to 8 — out of memory"),
     Finished(best=BEST, last=BEST, report={"mAP": 0.5, "curves": {"x": [0.0, 1.0]}, "best_epoch": None, "batch": 4}),
     ChildStopped(),

@@ -30,16 +30,17 @@ def _short_pauses(monkeypatch):
 
 @pytest.fixture
 def run_dir(tmp_path):
-    folder = tmp_path / "train_r"
+    """The folder of a training. The log of the run is beside it."""
+    folder = tmp_path / "train_r" / "output"
     for name, content in {
         "weights/best.pt": "best",
         "weights/last.pt": "last",
         "results.csv": "epoch",
         "labels.jpg": "picture",
-        "run.log": "log",
+        "../run.log": "log",
         "best_openvino_model/best.xml": "<net/>",
         "checkpoints/epoch-00001.pt": "state",
-        ".finished.json": "{}",
+        ".hidden": "{}",
     }.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -85,7 +85,7 @@ class FakeTrainer:
 
 def described(path: Path) -> WeightsFile:
     content = path.read_bytes()
-    return WeightsFile(path=str(path), sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    return WeightsFile(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
 
 
 def save_checkpoint(run_dir: Path, epoch: int) -> CheckpointSaved:
@@ -96,7 +96,7 @@ def save_checkpoint(run_dir: Path, epoch: int) -> CheckpointSaved:
     path.write_bytes(content)
     facts = {"epoch": epoch, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     path.with_suffix(".json").write_text(json.dumps(facts))
-    return CheckpointSaved(path=str(path), **facts)
+    return CheckpointSaved(**facts)
 
 
 class RecordingReporter:

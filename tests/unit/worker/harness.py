@@ -15,6 +15,7 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.errors import Unavailable
 from trainer.core.job import RunRequest
 from trainer.core.ports import Worker
+from trainer.core.run_folder import RunFolder
 from trainer.core.stop import StopReason, StopSignal
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.request.parse import plan_of
@@ -219,8 +220,13 @@ def assert_model_is_published(worker, run_id, content=b"the best"):
     return row
 
 
+def output_of(worker, run_id):
+    """Return the folder in which the first attempt trains."""
+    return RunFolder.of(worker.folders.runs, run_id, 1).output.path
+
+
 def interrupted_upload(worker):
-    """Interrupt the upload of a finished training by a shutdown. Return the id and the folder of the run."""
+    """Interrupt the upload of a finished training by a shutdown. Return the id and the training folder of the run."""
     run_id = worker.enqueue()
 
     def shut_down(path, ref, stop, **more):
@@ -230,4 +236,4 @@ def interrupted_upload(worker):
 
     worker.work(store=Replaced(worker.store, upload=shut_down))
     assert worker.row(run_id)["status"] == "queued"
-    return run_id, worker.home / "runs" / f"train_{run_id}"
+    return run_id, output_of(worker, run_id)

@@ -7,17 +7,18 @@ TRAINED = {"last.pt", "results.csv", "run.log", "manifest.json"}
 
 
 def killed(worker, lease=None):
-    """Return the id and the folder of a run whose process was killed in the second epoch."""
+    """Return the id and the training folder of a run whose process was killed in the second epoch."""
     run_id = lease.job.id if lease else worker.enqueue()
     lease = lease or worker.claim(CLAIM)
     journal = Journal.create(worker.folders.journals, lease)
     journal.record("epoch", {"epoch": 1})
     journal.close()
-    run_dir = worker.folders.folder(lease.job).path
+    folder = worker.folders.folder(lease.job)
+    run_dir = folder.output.path
     (run_dir / "weights").mkdir(parents=True)
     (run_dir / "weights" / "last.pt").write_bytes(b"last of 1")
     (run_dir / "results.csv").write_text("epoch\n1\n")
-    (run_dir / "run.log").write_text("training started\n")
+    folder.log.write_text("training started\n")
     return run_id, run_dir
 
 

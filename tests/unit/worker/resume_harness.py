@@ -46,7 +46,7 @@ class Host:
         return self.write(run_dir, epoch, setup and {"epoch": epoch, "setup": setup.as_json()} | facts)
 
     def write(self, run_dir, epoch, facts):
-        folder = run_dir / "checkpoints"
+        folder = RunFolder(run_dir).output.checkpoints
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"epoch-{epoch:05d}.pt"
         with zipfile.ZipFile(path, "w") as archive:

@@ -10,17 +10,24 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, MachineFailed, Unavailable
 from trainer.core.events import TransferProgress
 from trainer.core.stop import Stopped, StopReason, StopSignal
+from trainer.disk.untrusted_folder import UntrustedFolder
 from trainer.storage.keys import escaped_key
-from trainer.worker.artifact_upload import ArtifactUpload, WeightsChanged, artifact_name, published_files
+from trainer.worker.artifact_selection import select
+from trainer.worker.artifact_upload import ArtifactUpload, WeightsChanged
 
 
-def test_checkpoints_and_hidden_files_are_not_published(run_dir):
-    names = {artifact_name(path, run_dir) for path in published_files(run_dir)}
+def selected(run_dir, store):
+    with UntrustedFolder(run_dir) as output:
+        return select(output, store).files.keys()
+
+
+def test_checkpoints_and_hidden_files_are_not_published(store, run_dir):
+    names = selected(run_dir, store)
 
     assert names == {"best.pt", "last.pt", "results.csv", "labels.jpg", "best_openvino_model/best.xml"}
 
 
-def test_links_pipes_and_deeply_nested_folders_are_not_published(run_dir, tmp_path):
+def test_links_pipes_and_deeply_nested_folders_are_not_published(store, run_dir, tmp_path):
     (tmp_path / "secret").write_text("not of this run")
     (run_dir / "link").symlink_to(tmp_path / "secret")
     (run_dir / "folder").symlink_to(tmp_path)
@@ -32,7 +39,7 @@ def test_links_pipes_and_deeply_nested_folders_are_not_published(run_dir, tmp_pa
         below.mkdir()
     (below / "deep.pt").write_text("x")
 
-    names = {artifact_name(path, run_dir) for path in published_files(run_dir)}
+    names = selected(run_dir, store)
 
     assert names == {"best.pt", "last.pt", "results.csv", "labels.jpg", "best_openvino_model/best.xml"}
 
@@ -53,7 +60,7 @@ def test_artifact_keeps_name_when_key_is_escaped(store, run_dir, monkeypatch):
     assert odd.name == "Straße 100%.png"
     assert odd.path.isascii()
     assert "%" not in odd.path
-    manifest = json.loads((run_dir / "manifest.json").read_text())
+    manifest = json.loads((run_dir.parent / "manifest.json").read_text())
     assert {"name": odd.name, "path": odd.path} in [
         {"name": entry["name"], "path": entry["path"]} for entry in manifest["artifacts"]
     ]
@@ -84,7 +91,7 @@ def test_no_file_is_uploaded_after_lost_lease(store, run_dir):
     with pytest.raises(Stopped):
         published(store, run_dir, stop=stop)
 
-    assert not (run_dir.parent / "storage").exists()
+    assert not (run_dir.parents[1] / "storage").exists()
 
 
 def test_uploaded_file_is_not_sent_again_after_failure_of_another_file(store, run_dir):

@@ -27,11 +27,11 @@ def test_canceled_run_keeps_artifacts_without_model_url(worker):
 def test_run_canceled_during_upload_lists_best_pt_without_model_url(worker):
     run_id = worker.enqueue()
 
-    def cancel_and_upload(path, *arguments, **more):
-        if path.name == "best.pt":
+    def cancel_and_upload(path, ref, *arguments, **more):
+        if ref.key.endswith("/best.pt"):
             worker.queue.cancel(run_id)
             worker.trainer.stop.wait(30)
-        return worker.store.upload(path, *arguments, **more)
+        return worker.store.upload(path, ref, *arguments, **more)
 
     worker.work(store=Replaced(worker.store, upload=cancel_and_upload))
 

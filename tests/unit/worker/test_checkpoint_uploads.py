@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.worker.fakes import FakeTrainer, Replaced, save_checkpoint
 from tests.unit.worker.harness import wait_for
-from trainer.core.errors import Unavailable
+from trainer.core.errors import MachineFailed, Unavailable
 from trainer.core.job import Job, RunRequest
 from trainer.core.run_folder import RunFolder
 from trainer.core.stop import Stopped, StopReason, StopSignal
@@ -51,7 +51,7 @@ def uploads_of(run_dir, worker, store, confirm=lambda stop: None):
 def test_checkpoint_with_invalid_sha256_is_not_uploaded(tmp_path, worker, digest):
     uploads = uploads_of(tmp_path, worker, worker.store)
 
-    uploads.note(replace(save_checkpoint(tmp_path, 1), sha256=digest))
+    uploads.note(replace(save_checkpoint(tmp_path / "output", 1), sha256=digest))
 
     assert uploads.send_newest(StopSignal()) is None
 
@@ -69,24 +69,36 @@ def test_wait_for_uploads_returns_if_upload_thread_cannot_start(tmp_path, worker
     uploads.wait()
 
 
-def test_only_checkpoint_files_of_the_run_are_uploaded(tmp_path, worker):
-    """The training process reports the path, which can name another file of the host or a link to another file."""
-    (tmp_path / "secret.pt").write_text("a key of the service")
+IN_PLACE_OF_CHECKPOINT = {
+    "a link": lambda path, secret: path.symlink_to(secret),
+    "a folder": lambda path, secret: path.mkdir(),
+    "a pipe": lambda path, secret: os.mkfifo(path),
+    "nothing": lambda path, secret: None,
+    "another file": lambda path, secret: path.write_bytes(secret.read_bytes()),
+}
+
+
+@pytest.mark.parametrize("what", IN_PLACE_OF_CHECKPOINT)
+def test_only_the_reported_checkpoint_file_is_uploaded(tmp_path, worker, what):
+    """The training process can replace the file. The file could then name a file of the host or of another user."""
+    secret = tmp_path / "secret.pt"
+    secret.write_text("a key of the service")
     uploads = uploads_of(tmp_path / "run", worker, worker.store)
-    saved = save_checkpoint(tmp_path / "run", 1)
-    (tmp_path / "run" / "checkpoints" / "link.pt").symlink_to(tmp_path / "secret.pt")
-    (tmp_path / "run" / "checkpoints" / "folder").mkdir()
-    os.mkfifo(tmp_path / "run" / "checkpoints" / "pipe")
-
-    for name in ("../../secret.pt", str(tmp_path / "secret.pt"), "link.pt", "folder", "pipe", "..", ""):
-        uploads.note(replace(saved, path=f"{tmp_path}/run/checkpoints/{name}"))
-        with pytest.raises(OSError):
-            uploads.send_newest(StopSignal())
-
+    saved = save_checkpoint(tmp_path / "run" / "output", 1)
+    path = tmp_path / "run" / "output" / "checkpoints" / "epoch-00001.pt"
+    content = path.read_bytes()
+    path.unlink()
+    IN_PLACE_OF_CHECKPOINT[what](path, secret)
     uploads.note(saved)
+
+    with pytest.raises((OSError, MachineFailed)):
+        uploads.send_newest(StopSignal())
+    assert not (worker.home / "storage").exists()
+
+    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+    path.write_bytes(content)
     assert uploads.send_newest(StopSignal()).epoch == 1
     assert worker.stored_keys() == {f"training_runs/r/1/checkpoints/epoch-00001-{saved.sha256[:8]}.pt"}
-    assert not list((tmp_path / "run" / "checkpoints").glob("*.uploading"))
 
 
 def test_training_process_cannot_choose_checkpoint_of_row(worker):
@@ -140,7 +152,7 @@ def test_checkpoints_of_completed_run_are_removed(worker):
     assert worker.row(run_id)["status"] == "completed"
     assert not [key for key in worker.stored_keys(f"training_runs/{run_id}") if "checkpoints" in key]
     for folder in worker.folders.attempts(run_id):
-        assert not folder.checkpoints.exists()
+        assert not folder.output.checkpoints.exists()
         assert not folder.finished_marker.exists()
 
 

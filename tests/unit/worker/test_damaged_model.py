@@ -1,15 +1,12 @@
 """A finished model is published only if its files match the report of the training."""
 
 import hashlib
-import json
 import os
 import shutil
-import threading
-from dataclasses import replace
 
 import pytest
 
-from tests.unit.worker.harness import assert_model_is_published, failing_store, interrupted_upload
+from tests.unit.worker.harness import assert_model_is_published, failing_store, interrupted_upload, output_of
 from trainer.core.errors import Unavailable
 from trainer.core.events import Finished, WeightsFile
 from trainer.core.run_folder import RunFolder
@@ -39,27 +36,21 @@ def test_damaged_model_is_not_published_and_training_resumes(worker, name, damag
 
     row = assert_model_is_published(worker, run_id)
     assert row["attempt"] == 2
-    assert worker.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
+    assert worker.trainer.orders[1].resume.name == "1-epoch-00003.pt"
     [message] = worker.warnings(run_id, "model_damaged")
-    assert name in message or "not in the run folder" in message
+    assert name in message
 
 
 def test_pipe_in_place_of_model_is_reported_without_opening_it(tmp_path):
-    """The training process chooses path, size and type of the file. Opening a pipe would block."""
-    os.mkfifo(tmp_path / "best.pt")
-    pipe = WeightsFile(path=str(tmp_path / "best.pt"), sha256=hashlib.sha256().hexdigest(), bytes=0)
-    damages = []
+    """The training process chooses size and type of the file. Opening a pipe would block."""
+    folder = RunFolder(tmp_path)
+    folder.output.weights.mkdir(parents=True)
+    os.mkfifo(folder.output.best)
+    pipe = WeightsFile(sha256=hashlib.sha256().hexdigest(), bytes=0)
 
-    look = threading.Thread(
-        target=lambda: damages.append(
-            finished_marker.find_damage(RunFolder(tmp_path), Finished(best=pipe, last=pipe, report={}))
-        ),
-        daemon=True,
-    )
-    look.start()
-    look.join(15)
+    damage = finished_marker.find_damage(folder, Finished(best=pipe, last=pipe, report={}), lambda: None)
 
-    assert damages == ["best.pt is not a regular file"]
+    assert damage == "best.pt cannot be read: not a regular file"
 
 
 def test_damaged_model_without_checkpoint_is_trained_again(worker):
@@ -76,7 +67,7 @@ def test_damaged_model_without_checkpoint_is_trained_again(worker):
 def test_model_damaged_during_retries_is_not_published(worker):
     """The run is requeued, and the next attempt resumes from the checkpoint."""
     run_id = worker.enqueue()
-    run_dir = worker.home / "runs" / f"train_{run_id}"
+    run_dir = output_of(worker, run_id)
     store = failing_store(worker, "upload", [Unavailable("down")] * 5)
     record = worker.reporter.event
 
@@ -96,40 +87,4 @@ def test_model_damaged_during_retries_is_not_published(worker):
 
     assert_model_is_published(worker, run_id)
     assert worker.warnings(run_id, "model_damaged")
-    assert worker.trainer.orders[1].resume == run_dir / "checkpoints" / "epoch-00003.pt"
-
-
-@pytest.mark.parametrize(
-    "place", ["/etc/passwd", "{runs}/other/weights/best.pt", "{run_dir}/../other.pt", "best.pt", ""]
-)
-def test_model_outside_of_run_folder_is_rejected(worker, place):
-    """The training process can report any path. Files outside of the run folder must not be read or published."""
-    run_id = worker.enqueue()
-    train = worker.trainer.train
-
-    def lie(order, *arguments):
-        finished = train(order, *arguments)
-        path = place.format(runs=order.run_dir.parent, run_dir=order.run_dir)
-        return replace(finished, best=replace(finished.best, path=path))
-
-    worker.trainer.train = lie
-    worker.work()
-
-    row = worker.row(run_id)
-    assert row["status"] == "failed"
-    assert "outside of its run folder" in row["error_message"]
-    assert row["trained_model_url"] is None
-
-
-def test_finished_marker_with_outside_path_is_ignored(worker):
-    """The training process can write a marker. The marker must not cause other files to be published."""
-    run_id, run_dir = interrupted_upload(worker)
-    marker = json.loads((run_dir / ".finished.json").read_text())
-    secret = worker.home / "secret"
-    secret.write_bytes(b"the best")
-    (run_dir / ".finished.json").write_text(json.dumps(marker | {"best": marker["best"] | {"path": str(secret)}}))
-
-    worker.work_again()
-
-    assert_model_is_published(worker, run_id)
-    assert len(worker.trainer.orders) == 2
+    assert worker.trainer.orders[1].resume.name == "1-epoch-00003.pt"

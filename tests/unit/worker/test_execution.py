@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tests.unit.worker.fakes import Replaced, raising
-from tests.unit.worker.harness import BUCKET
+from tests.unit.worker.harness import BUCKET, output_of
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, MachineFailed, Misconfigured, RunFailed, Unavailable
 from trainer.core.retry import RetryPolicy
@@ -26,7 +26,7 @@ def test_run_completes_with_results(worker):
     assert row["status"] == "completed"
     assert (results["mAP"], results["metrics"]) == (0.5, {"metrics/mAP50(B)": 0.7, "epoch": 3})
     assert results["progress"]["percent"] == 100.0
-    assert results["run_dir"] == str(worker.home / "runs" / f"train_{run_id}")
+    assert results["run_dir"] == str(output_of(worker, run_id))
     assert results["plan"]["epochs"] == 3
     assert results["dataset"] == {"images": {"train": 4}}
     assert row["error_message"] is None
@@ -196,4 +196,4 @@ def test_deeply_nested_checkpoint_folders_do_not_fail_finished_training(worker):
     worker.work()
 
     assert worker.row(run_id)["status"] == "completed"
-    assert not (worker.folders.runs / f"train_{run_id}" / "checkpoints").exists()
+    assert not (output_of(worker, run_id) / "checkpoints").exists()

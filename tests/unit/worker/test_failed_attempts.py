@@ -5,6 +5,7 @@ import time
 import pytest
 
 from tests.unit.worker.fakes import Down, Replaced, raising
+from tests.unit.worker.harness import output_of
 from trainer.core.errors import MachineFailed, ObjectMissing, Unavailable
 from trainer.core.job import Retry
 from trainer.core.stop import StopReason
@@ -26,7 +27,7 @@ def test_bug_in_attempt_requeues_run_and_keeps_events_and_artifacts(worker):
     assert not list(worker.folders.journals.iterdir())
     assert worker.slots.free == 1
     assert worker.artifacts(run_id).keys() >= TRAINED
-    checkpoints = worker.home / "runs" / f"train_{run_id}" / "checkpoints"
+    checkpoints = output_of(worker, run_id) / "checkpoints"
     assert (checkpoints / "epoch-00002.pt").exists()
 
 

@@ -9,6 +9,7 @@ from tests.unit.worker.harness import (
     failing_store,
     in_background,
     interrupted_upload,
+    output_of,
     wait_for,
 )
 from trainer.core.errors import BadRequest, HostFailed, MachineFailed, Misconfigured, ObjectMissing, Unavailable
@@ -118,8 +119,8 @@ def test_run_is_requeued_after_retries_and_next_attempt_only_publishes(worker, m
     row = worker.row(run_id)
     assert (row["status"], row["failures"]) == ("queued", 1)
     assert "does not exist" in row["error_message"]
-    run_dir = worker.home / "runs" / f"train_{run_id}"
-    assert (run_dir / ".finished.json").exists()
+    run_dir = output_of(worker, run_id)
+    assert (run_dir.parent / ".finished.json").exists()
     assert list((run_dir / "checkpoints").glob("*.pt"))
     worker.update_row(run_id, not_before=None)
 
@@ -193,7 +194,7 @@ def test_finished_model_is_published_only_if_row_requests_same_training(worker, 
 def test_model_finished_by_other_service_version_is_published(worker):
     """Another version of the service can record other warnings, the settings in another order, and default values."""
     run_id, run_dir = interrupted_upload(worker)
-    marker = json.loads((run_dir / ".finished.json").read_text())
+    marker = json.loads((run_dir.parent / ".finished.json").read_text())
     plan = marker["report"]["plan"]
     plan |= {
         "warnings": ["another message"],
@@ -201,7 +202,7 @@ def test_model_finished_by_other_service_version_is_published(worker):
         "later": 1,
         "args": plan["args"] | {"patience": 100},
     }
-    (run_dir / ".finished.json").write_text(json.dumps(marker))
+    (run_dir.parent / ".finished.json").write_text(json.dumps(marker))
 
     worker.work_again()
 

@@ -154,8 +154,8 @@ def test_too_little_space_is_reported_with_required_space(tmp_path, monkeypatch)
     monkeypatch.setattr(housekeeping, "LEAST", 2**60)
 
     with pytest.raises(HostUnfit, match=r"MiB free and this training needs about \d+ MiB"):
-        require_space(tmp_path / "runs" / "train_a", tmp_path / "yolo11n.pt")
+        require_space(tmp_path, tmp_path / "yolo11n.pt")
 
 
 def test_enough_space_raises_no_error(tmp_path):
-    require_space(tmp_path / "runs" / "train_a", tmp_path / "yolo11n.yaml")
+    require_space(tmp_path, tmp_path / "yolo11n.yaml")

@@ -96,7 +96,8 @@ def test_file_with_too_long_name_is_left_out(store, run_dir, monkeypatch, name):
 
     assert "best.pt" in names
     [message] = left_out(events)
-    assert message.startswith(f"{name} is not published and stays on this host: its name has more than 900 bytes, or")
+    assert message.startswith(name[:300])
+    assert " is not published and stays on this host: its name has more than 900 bytes, or" in message
 
 
 def test_file_with_name_that_is_not_utf8_is_published(store, run_dir):
@@ -119,7 +120,7 @@ def test_huge_file_is_left_out_without_reading_it(store, run_dir):
     assert "best.pt" in names
     assert "core.123" not in names
     assert len(left_out(events)) == 1
-    assert "1024.0 GiB" in left_out(events)[0]
+    assert "larger than the maximum of 16 GiB" in left_out(events)[0]
 
 
 def test_folder_named_like_model_does_not_replace_model(store, run_dir):

@@ -30,7 +30,7 @@ def test_artifacts_of_killed_process_are_published_and_run_is_requeued(worker):
     assert worker.artifacts(run_id).keys() == TRAINED
     assert row["results"]["run_dir"] == str(run_dir)
     assert worker.kinds(run_id) == ["epoch", "phase", "phase"]
-    assert (run_dir / "run.log").read_text().startswith("training started\n[")
+    assert (run_dir.parent / "run.log").read_text().startswith("training started\n[")
     assert not list(worker.folders.journals.iterdir())
 
 
@@ -92,8 +92,8 @@ def renewed_leases_of(worker, runs):
     def leases():
         return [worker.row(run_id)["lease_expires_at"] for run_id in runs]
 
-    def wait_for_renewal(path, *_):
-        if path.name == "last.pt":
+    def wait_for_renewal(path, ref, *_):
+        if ref.key.endswith("/last.pt"):
             with lock:  # uploads of other runs wait for this upload
                 while len(renewed) < 2:
                     renewed.append(leases())
@@ -134,7 +134,11 @@ def test_recovery_uploads_nothing_until_queue_answers_and_then_each_file_once(wo
             raise
 
     queue = Watched(worker.queue, fail, "beat")
-    recover(worker, queue, store=Watched(worker.store, lambda path, *_: uploads.append(path.name), "upload"))
+    recover(
+        worker,
+        queue,
+        store=Watched(worker.store, lambda _, ref, *__: uploads.append(ref.key.rpartition("/")[2]), "upload"),
+    )
 
     assert worker.row(run_id)["status"] == "queued"
     assert len(uploads) == len(set(uploads)) == len(TRAINED)
@@ -144,7 +148,11 @@ def test_retried_delivery_does_not_repeat_upload(worker):
     run_id, _ = killed(worker)
     uploads = []
     queue = Watched(worker.queue, raising(Unavailable("down"), Unavailable("down")), "finish")
-    recover(worker, queue, store=Watched(worker.store, lambda path, *_: uploads.append(path.name), "upload"))
+    recover(
+        worker,
+        queue,
+        store=Watched(worker.store, lambda _, ref, *__: uploads.append(ref.key.rpartition("/")[2]), "upload"),
+    )
 
     assert worker.artifacts(run_id).keys() == TRAINED
     assert len(uploads) == len(TRAINED)
@@ -239,8 +247,8 @@ def test_delivery_of_outcome_is_retried_while_other_run_uploads(worker):
         if lease.job.id == decided:
             errors()
 
-    def slow(path, *_):
-        if path.name == "last.pt":
+    def slow(path, ref, *_):
+        if ref.key.endswith("/last.pt"):
             wait_for(lambda: worker.row(decided)["status"] == "failed")
             seen.append("failed")
 

@@ -12,13 +12,25 @@ from trainer.worker import artifact_upload
 # ── files that a training process can create ──
 
 
-@pytest.mark.parametrize("name", ["run.log", "manifest.json", ".run.log.uploading", "results.csv", "weights/last.pt"])
+# files of the service in the run folder, which only a training process without a sandbox can replace
+OF_SERVICE = ["run.log", "manifest.json", ".run.log.uploading"]
+
+
+@pytest.mark.parametrize(
+    "name", [*OF_SERVICE, "output/results.csv", "output/weights/last.pt", "output/weights", "output"]
+)
 def test_link_out_of_run_folder_is_not_followed(worker, tmp_path, name):
     run_id, run_dir = killed(worker)
     secret = tmp_path / "secret"
     secret.write_text("a key")
-    (run_dir / name).unlink(missing_ok=True)
-    (run_dir / name).symlink_to(secret)
+    for file in ("last.pt", "weights/last.pt", "results.csv"):
+        (tmp_path / "secrets" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "secrets" / file).write_text("a key")
+    path = run_dir.parent / name
+    is_folder = path.is_dir()
+    if path.exists():
+        path.rename(tmp_path / "replaced")
+    path.symlink_to(tmp_path / "secrets" if is_folder else secret)
 
     recover(worker)
 
@@ -28,11 +40,11 @@ def test_link_out_of_run_folder_is_not_followed(worker, tmp_path, name):
         assert b"a key" not in (worker.home / "storage" / BUCKET / artifact["path"]).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["run.log", "manifest.json", ".run.log.uploading", "results.csv"])
+@pytest.mark.parametrize("name", [*OF_SERVICE, "output/results.csv"])
 def test_pipe_in_run_folder_does_not_block(worker, name):
     run_id, run_dir = killed(worker)
-    (run_dir / name).unlink(missing_ok=True)
-    os.mkfifo(run_dir / name)
+    (run_dir.parent / name).unlink(missing_ok=True)
+    os.mkfifo(run_dir.parent / name)
 
     recover(worker)
 
@@ -42,20 +54,20 @@ def test_pipe_in_run_folder_does_not_block(worker, name):
 @pytest.mark.parametrize("name", ["manifest.json", ".run.log.uploading"])
 def test_folder_in_place_of_log_or_manifest_does_not_stop_publishing(worker, name):
     run_id, run_dir = killed(worker)
-    (run_dir / name / "deep").mkdir(parents=True)
+    (run_dir.parent / name / "deep").mkdir(parents=True)
 
     recover(worker)
 
     assert worker.artifacts(run_id).keys() == TRAINED
 
 
-@pytest.mark.parametrize("name", ["results.csv", "run.log"])
+@pytest.mark.parametrize("name", ["output/results.csv", "run.log"])
 def test_recovery_with_huge_file_ends_within_time_limit(worker, monkeypatch, name):
     """It can take hours to read a sparse file. Without a limit, the recovery would renew the lease all this time."""
     monkeypatch.setattr(artifact_upload, "LARGEST_LOG", 2**20)
     worker.drain_seconds = 0.5
     run_id, run_dir = killed(worker)
-    os.truncate(run_dir / name, 2**42)
+    os.truncate(run_dir.parent / name, 2**42)
 
     began = time.monotonic()
     recover(worker)
@@ -67,7 +79,7 @@ def test_recovery_with_huge_file_ends_within_time_limit(worker, monkeypatch, nam
 def test_only_end_of_large_log_is_published(worker, monkeypatch):
     monkeypatch.setattr(artifact_upload, "LARGEST_LOG", 1000)
     run_id, run_dir = killed(worker)
-    (run_dir / "run.log").write_text("epoch\n" * 10_000)
+    (run_dir.parent / "run.log").write_text("epoch\n" * 10_000)
 
     recover(worker)
 

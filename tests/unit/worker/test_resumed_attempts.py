@@ -31,7 +31,7 @@ def test_requeued_failed_run_resumes_from_checkpoint(worker, tmp_path, where):
     worker.work_again()
 
     assert worker.row(run_id)["status"] == "completed"
-    assert worker.trainer.orders[1].resume.name == "epoch-00002.pt"
+    assert worker.trainer.orders[1].resume.name == "1-epoch-00002.pt"
     assert worker.trainer.orders[1].plan.batch == 4
     assert worker.row(run_id)["results"]["plan"]["batch"] == 4
 
@@ -47,8 +47,8 @@ def test_next_attempt_resumes_from_local_checkpoint(worker):
     assert worker.row(run_id)["status"] == "completed"
     assert worker.row(run_id)["attempt"] == 2
     resumed = worker.trainer.orders[1].resume
-    assert resumed == worker.home / "runs" / f"train_{run_id}" / "checkpoints" / "epoch-00002.pt"
-    assert worker.trainer.orders[1].run_dir.name == f"train_{run_id}-2"
+    assert resumed == worker.home / "runs" / f"train_{run_id}-2" / "resumed" / "1-epoch-00002.pt"
+    assert worker.trainer.orders[1].run_dir.parent.name == f"train_{run_id}-2"
 
 
 def test_other_host_resumes_from_uploaded_checkpoint(worker, tmp_path):
@@ -80,7 +80,7 @@ def test_checkpoint_download_is_retried_while_bucket_is_unavailable(worker, tmp_
     other.store.download = download_later
     other.work_again()
 
-    assert other.trainer.orders[0].resume.name == "epoch-00002.pt"
+    assert other.trainer.orders[0].resume.name == "1-epoch-00002.pt"
     assert other.row(run_id)["status"] == "completed"
 
 
@@ -120,7 +120,7 @@ def test_unreadable_finished_marker_is_ignored(worker, content):
 
 def test_training_resumes_from_previous_checkpoint_if_newest_is_damaged(worker):
     run_id = worker.enqueue()
-    first = worker.folders.folder(worker.claim().job).path
+    first = worker.folders.folder(worker.claim().job).output.path
     save_checkpoint(first, 1)
     broken = save_checkpoint(first, 2)
     (first / "checkpoints" / "epoch-00002.pt").write_bytes(b"x" * broken.bytes)
@@ -129,6 +129,6 @@ def test_training_resumes_from_previous_checkpoint_if_newest_is_damaged(worker):
 
     worker.work_again()
 
-    assert worker.trainer.orders[0].resume == first / "checkpoints" / "epoch-00001.pt"
+    assert worker.trainer.orders[0].resume.name == "1-epoch-00001.pt"
     assert worker.warnings(run_id, "checkpoint_broken")
     assert worker.warnings(run_id, "resumed")

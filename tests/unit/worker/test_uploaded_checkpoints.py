@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 from tests.unit.worker.harness import BUCKET
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import Unavailable
+from trainer.core.run_folder import RunFolder
 from trainer.core.run_row import RunRow
 from trainer.core.stop import StopSignal
 from trainer.worker import uploaded_checkpoints
@@ -88,11 +89,13 @@ def test_only_checkpoint_in_row_is_kept_after_takeover(worker, bucket):
     worker.uploaded(row_of=rows(named(theirs))).settle("r")
 
     assert bucket.keys == {theirs}
-    run_dir = worker.folders.runs / "train_r"
-    (run_dir / "checkpoints").mkdir(parents=True)
-    (run_dir / "checkpoints" / "newest.uploading").touch()
+    folder = RunFolder.of(worker.folders.runs, "r", 1)
+    for checkpoints in (folder.output.checkpoints, folder.resumed):
+        checkpoints.mkdir(parents=True)
+        (checkpoints / "epoch-00001.pt").touch()
     worker.uploaded(row_of=rows(("status", "completed"))).tidy()
-    assert not (run_dir / "checkpoints").exists(), "local checkpoints are removed when the run has ended"
+    assert not folder.output.checkpoints.exists(), "local checkpoints are removed when the run has ended"
+    assert not folder.resumed.exists()
 
 
 @pytest.mark.parametrize("checkpoint", [None, [], "training_runs", {"key": None}, {"key": ["x"]}, {}])

@@ -13,7 +13,9 @@ JOB = Job(id="r", request=RunRequest(data_yaml="x"), attempt=2)
 def published(store, run_dir, events=None, stop=None, uploader=None, finished=None):
     events = [] if events is None else events
     uploader = uploader or ArtifactUpload(store, "b", JOB)
-    return uploader.upload(RunFolder(run_dir), run_dir / "run.log", stop or StopSignal(), events.append, finished)
+    return uploader.upload(
+        RunFolder(run_dir.parent), run_dir.parent / "run.log", stop or StopSignal(), events.append, finished
+    )
 
 
 class Watched:
@@ -28,8 +30,9 @@ class Watched:
         return getattr(self.store, name)
 
     def upload(self, path, ref, stop, **more):
-        self.refuse(path.name)
-        self.uploaded.append(path.name)
+        name = ref.key.rpartition("/")[2]
+        self.refuse(name)
+        self.uploaded.append(name)
         return self.store.upload(path, ref, stop, **more)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from trainer.core.events import CheckpointSaved
 from trainer.core.job import JsonObject
-from trainer.core.run_folder import BEST, RESULTS, RunFolder
+from trainer.core.run_folder import BEST, RESULTS, OutputFolder
 from trainer.disk import durable
 from trainer.disk.checksum import sha256_of
 
@@ -42,7 +42,7 @@ class Progress:
 
 def checkpoints_folder(run_dir: Path) -> Path:
     """Return the folder of the run's checkpoints, and create it if it is missing. Raises OSError."""
-    folder = RunFolder(run_dir).checkpoints
+    folder = OutputFolder(run_dir).checkpoints
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -81,7 +81,7 @@ def commit(prepared: Path, progress: Progress) -> CheckpointSaved:
     for old in newest_first[KEPT:]:
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink(missing_ok=True)
-    return CheckpointSaved(epoch=progress.epoch, sha256=sha256, bytes=size, path=str(path))
+    return CheckpointSaved(epoch=progress.epoch, sha256=sha256, bytes=size)
 
 
 def restore(checkpoint: Path, run_dir: Path) -> Progress:
@@ -90,7 +90,7 @@ def restore(checkpoint: Path, run_dir: Path) -> Progress:
     The restored files are weights/last.pt, weights/best.pt, results.csv and args.yaml. Raises OSError or
     zipfile.BadZipFile if the checkpoint cannot be read.
     """
-    folder, progress = RunFolder(run_dir), read_progress(checkpoint)
+    folder, progress = OutputFolder(run_dir), read_progress(checkpoint)
     folder.weights.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(checkpoint, folder.last)
     for name in (RESULTS, "args.yaml"):
@@ -126,7 +126,8 @@ def read_results(checkpoint: Path) -> str:
 
 def remove_stale(run_dir: Path) -> None:
     """Remove stale checkpoints and weights before a training from scratch."""
-    for path in [*RunFolder(run_dir).checkpoints.glob("epoch-*"), *RunFolder(run_dir).weights.glob("*.pt")]:
+    folder = OutputFolder(run_dir)
+    for path in [*folder.checkpoints.glob("epoch-*"), *folder.weights.glob("*.pt")]:
         path.unlink(missing_ok=True)
 
 

@@ -24,7 +24,7 @@ from trainer.core.events import CheckpointSaved, Event, Finished, Phase, PhaseSt
 from trainer.core.job import JsonObject
 from trainer.core.ports import TrainingOrder
 from trainer.core.results_table import epochs_after
-from trainer.core.run_folder import RunFolder
+from trainer.core.run_folder import OutputFolder
 from trainer.core.stop import StopSignal
 from trainer.disk.checksum import sha256_of
 from trainer.training.yolo import checkpoint_file, report, train_arguments
@@ -68,7 +68,7 @@ class Training:
         self._callbacks = self._new_callbacks(None)
         self._metrics: Any = None  # Ultralytics' metrics of the final validation; None if it failed
         self.report: JsonObject = {}  # results of the steps after the training
-        self._folder = RunFolder(order.run_dir)
+        self._folder = OutputFolder(order.run_dir)
         self._best, self._last = self._folder.best, self._folder.last
 
     @property
@@ -124,15 +124,15 @@ class Training:
         if not validated:
             validated = report.from_results(self._folder.results, callbacks.best_epoch, order.dataset.task)
         return Finished(
-            best=_described(self._best_or_last()),
+            best=_described(self._best) if self._best.exists() else None,
             last=_described(self._last),
             report=report.bounded({**validated, **self.report, **facts}),
         )
 
     def trained(self) -> Finished:
         """Return the final event of a rank, without checksums: the training process still changes the files."""
-        best, last = (WeightsFile(path=str(path), sha256="", bytes=0) for path in (self._best, self._last))
-        return Finished(best=best, last=last, report={"images_per_second": self._meter.images_per_second})
+        last = WeightsFile(sha256="", bytes=0)
+        return Finished(best=None, last=last, report={"images_per_second": self._meter.images_per_second})
 
     def _load_checkpoint(self) -> None:
         """If the checkpoint of the training order can be loaded, resume from it or start from its best weights."""
@@ -213,7 +213,7 @@ class Training:
 
     def _newest_checkpoint(self) -> Path | None:
         saved = self._saved_by_ranks or self._callbacks.saved
-        return Path(saved.path) if saved else self._checkpoint
+        return self._folder.checkpoint(saved.epoch) if saved else self._checkpoint
 
     def _check_task(self, model: Any) -> None:
         wanted = self._order.dataset.task.value
@@ -279,4 +279,4 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def _described(weights: Path) -> WeightsFile:
     """Return the file with its size and checksum, which are compared before the file is published. Raises OSError."""
-    return WeightsFile(path=str(weights), sha256=sha256_of(weights), bytes=weights.stat().st_size)
+    return WeightsFile(sha256=sha256_of(weights), bytes=weights.stat().st_size)

@@ -1,0 +1,332 @@
+"""A training process in the real sandbox attacks the files of its run: no other file is read, written or published.
+
+Every attack ends in bounded time, and the run ends with a result or with another attempt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.process.sandbox_host import needs_landlock
+from tests.unit.worker.harness import BUCKET, WorkerFixture, wait_for
+from trainer.core.stop import StopSignal
+from trainer.training.supervisor.process import ChildTrainer
+from trainer.training.supervisor.training_watch import TimeLimits
+from trainer.worker import artifact_selection
+
+pytestmark = needs_landlock
+
+PROGRAM = Path(__file__).parent / "programs" / "attacks_run_folder.py"
+SECRET = b"SERVICE_KEY=of another tenant"
+SECONDS = 30  # limit of each attempt
+
+# what the process puts at `path` (after the original is removed); {secrets} has secret files and folders
+REPLACEMENTS = {
+    "link to secret": "path.symlink_to({secrets!r} + ('' if is_folder else '/secret'))",
+    "link to environment": "path.symlink_to('/proc/self/environ')",
+    "link to settings": "path.symlink_to('/proc/self/cwd/.env')",
+    "link to endless device": "path.symlink_to('/dev/zero')",
+    "link to itself": "path.symlink_to(path.name)",
+    "pipe": "os.mkfifo(path)",
+    "folder": "path.mkdir()",
+    "huge sparse file": "path.touch(); os.truncate(path, 2**42)",
+}
+REPLACE = """
+import shutil
+for name in {names!r}:
+    path = output / name
+    is_folder = path.is_dir()
+    if is_folder:
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    {replacement}
+"""
+
+
+class AttackedWorker(WorkerFixture):
+    """A worker whose training process executes the code of `behave`."""
+
+    def __init__(self, home, *, sandbox=True, **options):
+        self.behavior = home / "behavior.json"
+        self.secrets = home / "secrets"
+        for name in ("secret", "weights/best.pt", "weights/last.pt", "results.csv", "epoch-00003.pt", ".env"):
+            (self.secrets / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.secrets / name).write_bytes(SECRET)
+        self.behave()
+        trainer = ChildTrainer(
+            environment=dict(os.environ),
+            home=home / "children",
+            weights=home / "models",
+            program=(sys.executable, str(PROGRAM), "--behavior", str(self.behavior)),
+            limits=TimeLimits(grace=1, shutdown=1, starting=20, stall=20, exit=1),
+            sandbox=sandbox,
+        )
+        super().__init__(home, trainer=trainer, **options)
+
+    def behave(self, **options):
+        self.behavior.write_text(json.dumps(options))
+
+    def replace(self, names, what, when="at_end"):
+        code = REPLACEMENTS[what].format(secrets=str(self.secrets))
+        self.behave(**{when: REPLACE.format(names=names, replacement=code)})
+
+    def attempt(self, claim="11111111-1111-4111-8111-111111111111"):
+        """Execute one attempt. Fail if it takes too long or too much memory."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        working = threading.Thread(target=lambda: self.work(self.claim(claim), StopSignal()), daemon=True)
+        began = time.monotonic()
+        working.start()
+        working.join(SECONDS)
+        assert not working.is_alive(), f"the attempt is still running after {time.monotonic() - began:.0f} s"
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+
+    def attempt_again(self, run_id):
+        self.update_row(run_id, not_before=None)
+        self.attempt("22222222-2222-4222-8222-222222222222")
+
+    def assert_nothing_leaked(self):
+        for path in (self.home / "storage").rglob("*"):
+            if path.is_file():
+                assert path.stat().st_size < 2**20
+                assert SECRET not in path.read_bytes()
+                assert b"SUPERVISOR_KEY" not in path.read_bytes()
+        for path in self.secrets.rglob("*"):
+            assert path.is_dir() or path.read_bytes() == SECRET, "a file outside of the run was changed"
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    monkeypatch.setenv("SUPERVISOR_KEY", "SUPERVISOR_KEY")  # in the environment of this process, the supervisor
+    made = AttackedWorker(tmp_path)
+    monkeypatch.chdir(made.secrets)  # .env of the service
+    yield made
+    made.trainer.close()
+
+
+@pytest.mark.parametrize("what", REPLACEMENTS)
+def test_other_artifacts_are_left_out_and_the_model_is_published(worker, what):
+    worker.replace(["results.csv", "args.yaml", "extra", "checkpoints"], what)
+    run_id = worker.enqueue()
+
+    worker.attempt()
+
+    row = worker.row(run_id)
+    assert row["status"] == "completed", row["error_message"]
+    assert {"best.pt", "last.pt", "run.log", "manifest.json"} == worker.artifacts(run_id).keys()
+    worker.assert_nothing_leaked()
+
+
+@pytest.mark.parametrize("what", REPLACEMENTS)
+@pytest.mark.parametrize("name", ["weights/best.pt", "weights"])
+def test_replaced_model_is_never_published_and_the_next_attempt_resumes(worker, name, what):
+    worker.replace([name], what)
+    run_id = worker.enqueue()
+
+    worker.attempt()
+
+    row = worker.row(run_id)
+    assert (row["status"], row["trained_model_url"]) == ("queued", None)
+    worker.assert_nothing_leaked()
+
+    worker.behave()
+    worker.attempt_again(run_id)
+
+    row = worker.row(run_id)
+    assert row["status"] == "completed", row["error_message"]
+    assert worker.warnings(run_id, "resumed") == ["Resumed from the checkpoint of epoch 3."]
+    worker.assert_nothing_leaked()
+
+
+@pytest.mark.parametrize("what", REPLACEMENTS)
+def test_replaced_checkpoints_are_neither_uploaded_nor_used(worker, what):
+    """The process fails, so that the worker looks for a checkpoint to publish and to resume from."""
+    worker.checkpoint_seconds = 0.01
+    code = REPLACEMENTS[what].format(secrets=str(worker.secrets))
+    names = [f"checkpoints/epoch-0000{epoch}{suffix}" for epoch in (1, 2, 3) for suffix in (".pt", ".json")]
+    worker.behave(
+        with_epoch=REPLACE.format(names=[*names, "weights/last.pt", "results.csv"], replacement=code)
+        + "\nimport time; time.sleep(0.2)\nif epoch == 3: os._exit(7)"
+    )
+    run_id = worker.enqueue()
+
+    worker.attempt()
+    assert worker.row(run_id)["status"] == "queued"
+    worker.behave()
+    worker.attempt_again(run_id)
+
+    assert worker.row(run_id)["status"] == "completed"
+    worker.assert_nothing_leaked()
+
+
+def test_checkpoint_is_not_uploaded_through_link_even_if_its_checksum_is_known(worker):
+    """The process knows the checksum of a file of another tenant, reports it, and links its checkpoint to the file."""
+    worker.checkpoint_seconds = 0.01
+    digest = hashlib.sha256(SECRET).hexdigest()
+    worker.behave(
+        with_epoch=REPLACE.format(
+            names=["checkpoints/epoch-00003.pt"], replacement=f"path.symlink_to({str(worker.secrets / 'secret')!r})"
+        )
+        + f"\ntraining.send(kind='checkpoint', epoch=3, sha256={digest!r}, bytes={len(SECRET)},"
+        f" path={str(worker.secrets / 'secret')!r}, key='training_runs/other/1/best.pt')\nimport time; time.sleep(0.3)"
+    )
+    run_id = worker.enqueue()
+
+    worker.attempt()
+
+    assert worker.row(run_id)["status"] == "completed"
+    assert all("other" not in key for key in worker.stored_keys())
+    worker.assert_nothing_leaked()
+
+
+SIDECARS = {
+    "huge numbers": '{"epoch": %d, "sha256": "' + "0" * 64 + '", "bytes": 9223372036854775807}',
+    "negative numbers": '{"epoch": %d, "sha256": "' + "0" * 64 + '", "bytes": -1}',
+    "a key of another run": '{"epoch": %d, "sha256": "'
+    + "0" * 64
+    + '", "bytes": 0, "key": "training_runs/o/9/best.pt"}',
+    "another digest": '{"epoch": %d, "sha256": "../../x", "bytes": 0}',
+}
+
+
+@pytest.mark.parametrize("what", SIDECARS)
+def test_false_sidecars_are_ignored(worker, what):
+    code = "for n in range(100_000_000, 100_005_000):\n"
+    code += f"    (output / f'checkpoints/epoch-{{n}}.json').write_text({SIDECARS[what]!r} % n)\n"
+    code += (
+        "    (output / f'checkpoints/epoch-{n}.pt').touch(); os.truncate(output / f'checkpoints/epoch-{n}.pt', 2**33)\n"
+    )
+    worker.behave(at_end=code + "os._exit(7)")
+    run_id = worker.enqueue()
+    worker.attempt()
+
+    worker.behave()
+    worker.attempt_again(run_id)
+
+    assert worker.row(run_id)["status"] == "completed"
+
+
+def test_many_files_and_deep_folders_are_left_out_with_one_warning_each(worker, monkeypatch):
+    monkeypatch.setattr(artifact_selection, "MOST_FILES", 100)
+    monkeypatch.setattr(artifact_selection, "MOST_ENTRIES", 3000)
+    worker.behave(
+        at_end="""
+os.chdir(output)
+for _ in range(300):
+    os.mkdir("d")
+    os.chdir("d")
+Path("x").touch()
+(output / "labels").mkdir()
+for n in range(5000):
+    (output / "labels" / str(n)).touch()
+for n in range(500):
+    (output / f"huge{n}").touch()
+    os.truncate(output / f"huge{n}", 2**36)
+"""
+    )
+    run_id = worker.enqueue()
+
+    worker.attempt()
+
+    assert worker.row(run_id)["status"] == "completed"
+    artifacts = worker.artifacts(run_id)
+    assert len(artifacts) == 100 + 2
+    assert {"best.pt", "last.pt", "results.csv", "run.log", "manifest.json"} <= artifacts.keys()
+    messages = worker.warnings(run_id, "artifact_left_out")
+    assert len(messages) == 3
+    assert any(message.startswith("500 files are not published") for message in messages)
+    worker.assert_nothing_leaked()
+
+
+def test_total_size_of_artifacts_is_limited(worker, monkeypatch):
+    monkeypatch.setattr(artifact_selection, "MOST_BYTES", 2**20)
+    worker.behave(at_end="for n in range(30): (output / f'plot{n}.png').write_bytes(bytes(2**16))")
+    run_id = worker.enqueue()
+
+    worker.attempt()
+
+    artifacts = worker.artifacts(run_id)
+    assert {"best.pt", "last.pt", "results.csv"} <= artifacts.keys()
+    assert sum(artifact["bytes"] for artifact in artifacts.values()) < 2**20 + 2**16
+    [message] = worker.warnings(run_id, "artifact_left_out")
+    assert "files are not published" in message
+
+
+def test_files_of_the_service_cannot_be_replaced(worker):
+    """The process tries to link each file that the service writes to a file of another tenant."""
+    worker.behave(
+        at_end=f"""
+for folder in (run, run.parent):
+    for name in ("run.log", "manifest.json", ".run.log.uploading", ".finished.json", ".finished.json.tmp", "resumed/x"):
+        for attack in (lambda path: path.symlink_to({str(worker.secrets / "secret")!r}), lambda path: path.unlink(),
+                       lambda path: path.write_text("forged"), lambda path: path.rename(output / "moved")):
+            try:
+                attack(folder / name)
+            except OSError:
+                continue
+            print("CHANGED", folder / name, flush=True)
+for attack in (lambda: output.rename(run / "other"), lambda: output.rmdir(), lambda: run.rename(run.with_name("other"))):
+    try:
+        attack()
+    except OSError:
+        continue
+    print("CHANGED", attack, flush=True)
+"""
+    )
+    run_id = worker.enqueue()
+
+    worker.attempt()
+
+    assert worker.row(run_id)["status"] == "completed"
+    log = worker.artifacts(run_id)["run.log"]
+    content = (worker.home / "storage" / BUCKET / log["path"]).read_text()
+    assert "epoch: epoch=3" in content
+    assert "CHANGED" not in content
+    worker.assert_nothing_leaked()
+
+
+def test_cancel_during_upload_of_huge_sparse_file_ends_the_run(worker):
+    worker.replace(["results.csv"], "huge sparse file")
+    worker.behave(at_end="os.truncate(output / 'results.csv', 2**34)")  # the largest size that is published
+    run_id = worker.enqueue()
+    working = threading.Thread(target=lambda: worker.work(stop=StopSignal()), daemon=True)
+    working.start()
+    wait_for(lambda: '"uploading"' in json.dumps(worker.row(run_id)["results"]))
+
+    worker.queue.cancel(run_id)
+    working.join(SECONDS)
+
+    assert worker.row(run_id)["status"] == "canceled"
+
+
+@pytest.mark.parametrize(
+    "name", ["output", "output/weights", "run.log", "manifest.json", ".run.log.uploading", "resumed"]
+)
+@pytest.mark.parametrize("what", ["link to secret", "link to endless device", "pipe"])
+def test_process_without_sandbox_cannot_publish_or_change_other_files(tmp_path, monkeypatch, name, what):
+    """SANDBOX=0: the process can replace every file of the run folder, and the service follows none of the links."""
+    monkeypatch.setenv("SUPERVISOR_KEY", "SUPERVISOR_KEY")
+    worker = AttackedWorker(tmp_path, sandbox=False)
+    monkeypatch.chdir(worker.secrets)
+    code = REPLACEMENTS[what].format(secrets=str(worker.secrets))
+    worker.behave(at_end=REPLACE.replace("output / name", "run / name").format(names=[name], replacement=code))
+    run_id = worker.enqueue()
+    try:
+        worker.attempt()
+        assert worker.row(run_id)["status"] in ("completed", "queued")
+        worker.behave()
+        if worker.row(run_id)["status"] == "queued":
+            worker.attempt_again(run_id)
+        assert worker.row(run_id)["status"] == "completed"
+        worker.assert_nothing_leaked()
+    finally:
+        worker.trainer.close()
