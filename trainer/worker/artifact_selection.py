@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 from trainer.core.ports import ObjectStore
 from trainer.core.run_folder import CHECKPOINTS, MANIFEST, RUN_LOG, WEIGHTS
+from trainer.core.text import one_line
 from trainer.disk.untrusted_folder import LARGEST_FILE, FileEntry, UntrustedFolder
 
 DEEPEST = 16  # levels of folders
@@ -47,7 +48,7 @@ class Selection:
     def messages(self) -> Iterator[str]:
         """Yield a message for each reason why files are left out."""
         for reason, names in self._left_out.items():
-            shown = ", ".join(name[:_LONGEST_NAME] for name in names[:_MOST_NAMED])
+            shown = ", ".join(one_line(name[:_LONGEST_NAME]) for name in names[:_MOST_NAMED])
             if len(names) == 1:
                 yield f"{shown} is not published and stays on this host: {reason}"
             else:

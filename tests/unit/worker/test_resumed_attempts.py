@@ -31,7 +31,7 @@ def test_requeued_failed_run_resumes_from_checkpoint(worker, tmp_path, where):
     worker.work_again()
 
     assert worker.row(run_id)["status"] == "completed"
-    assert worker.trainer.orders[1].resume.name == "1-epoch-00002.pt"
+    assert worker.trainer.orders[1].resume.name.endswith("epoch-00002.pt")
     assert worker.trainer.orders[1].plan.batch == 4
     assert worker.row(run_id)["results"]["plan"]["batch"] == 4
 
@@ -80,7 +80,7 @@ def test_checkpoint_download_is_retried_while_bucket_is_unavailable(worker, tmp_
     other.store.download = download_later
     other.work_again()
 
-    assert other.trainer.orders[0].resume.name == "1-epoch-00002.pt"
+    assert other.trainer.orders[0].resume.name.endswith("epoch-00002.pt")
     assert other.row(run_id)["status"] == "completed"
 
 
