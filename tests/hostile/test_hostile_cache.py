@@ -15,6 +15,7 @@ from trainer.core.dataset import DatasetOrder
 from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import Roots
@@ -55,10 +56,10 @@ class Tenants:
         self.web = GuardedClient(policy=RetryPolicy(tries=1, first_wait=0.01, total_seconds=5))
         roots = Roots(root / "datasets")
         fetcher = Fetcher(roots=roots, cache=self.cache, web=self.web, store=store, datasets_bucket="datasets")
-        self.datasets = FetchedDatasets(fetcher, roots, "datasets")
+        self.datasets = FetchedDatasets(fetcher, roots, "datasets", pixels=PixelCache(self.cache))
 
     def prepare(self, source: str, run: str, owner: str | None = None):
-        order = DatasetOrder(sources=(source,), owner=owner)
+        order = DatasetOrder(sources=(source,), owner=owner, imgsz=16)
         return self.datasets.prepare(order, self.root / "datasets/datasets" / run, StopSignal(), lambda _: None)
 
     def execute(self, dataset, *snippets):
@@ -161,3 +162,64 @@ def test_links_to_places_outside_of_the_sources_are_not_readable(tenants):
     dataset = replace(dataset, readable=(tenants.root / "datasets/set",))
 
     assert set(tenants.execute(dataset, reading(secret)).values()) == {"PermissionError"}
+
+
+# stores forged pixels for all images of a view
+FORGE = """
+import os, sys
+from pathlib import Path
+from trainer.core.stored_pixels import ImageVersion, trailer
+view = Path({0!r})
+for image in view.glob('images/*/*.jpg'):
+    path = view / 'pixels/16-3-fit' / (str(image.relative_to(view)) + '.npy')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b'forged' + trailer((32, 32), ImageVersion.of(image.stat())))
+"""
+
+
+@KINDS
+def test_forged_pixels_do_not_reach_other_owners(tenants, kind):
+    source = kind(tenants, "set")
+    first = tenants.prepare(source, "run_1", owner="ann")
+    assert set(tenants.execute(first, FORGE.format(str(first.root))).values()) == {"done"}
+    tenants.datasets.discard(first.root.parent)
+
+    assert not tenants.prepare(source, "run_2", owner="bob").kept_pixels.exists()
+    assert not tenants.prepare(source, "run_3", owner=None).kept_pixels.exists()
+    assert len(list(tenants.prepare(source, "run_4", owner="ann").kept_pixels.rglob("*.npy"))) == 8
+
+
+def test_pixels_of_earlier_training_can_be_read_but_not_changed(tenants):
+    source = folder(tenants, "set")
+    first = tenants.prepare(source, "run_1")
+    tenants.execute(first, FORGE.format(str(first.root)))
+    tenants.datasets.discard(first.root.parent)
+    second = tenants.prepare(source, "run_2")
+    kept = sorted(second.kept_pixels.rglob("*.npy"))
+    before = {path: data for path, data in contents(tenants.root / "datasets").items() if "/view/" not in path}
+    copy = second.root / "pixels.npy"
+
+    results = tenants.execute(second, *(OVERWRITE.format(str(path), str(copy)) for path in kept), reading(kept[0]))
+
+    assert len(kept) == 8
+    assert set(results.values()) == {"done"}
+    assert {path: Path(path).read_bytes() for path in before} == before
+
+
+def test_links_and_pipes_instead_of_pixels_stay_out_of_the_cache(tenants):
+    source = folder(tenants, "set")
+    first = tenants.prepare(source, "run_1")
+    attack = (
+        FORGE.format(str(first.root))
+        + """
+    path.unlink()
+    image.name[3] in '01' and path.symlink_to('/proc/self/environ')
+    image.name[3] in '23' and os.mkfifo(path)
+    image.name[3] in '45' and path.mkdir()
+    image.name[3] in '67' and path.symlink_to(image)
+"""
+    )
+    assert set(tenants.execute(first, attack).values()) == {"done"}
+    tenants.datasets.discard(first.root.parent)
+
+    assert not list((tenants.cache.root / "derived").rglob("*"))

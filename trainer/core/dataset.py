@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 from trainer.core.errors import BadRequest
 from trainer.core.job import JsonObject
+from trainer.core.stored_pixels import FOLDER
 
 
 class Task(StrEnum):
@@ -109,3 +110,8 @@ class PreparedDataset:
     readable: tuple[Path, ...] = ()
     findings: tuple[Finding, ...] = ()
     summary: JsonObject = field(default_factory=dict)  # published as `results.dataset`
+
+    @property
+    def kept_pixels(self) -> Path:
+        """The folder with the stored pixels of earlier trainings (core/stored_pixels.py). It can be missing."""
+        return self.root.parent / FOLDER

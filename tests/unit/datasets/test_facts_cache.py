@@ -132,11 +132,22 @@ def test_image_facts_of_least_recently_used_datasets_are_removed(tmp_path, monke
     assert [bool(cache.load(order(source))) for source in "abcd"] == [False, False, True, True]
 
 
-def test_hard_link_changes_identity_of_user_file_but_not_of_cached_file(tmp_path):
+def test_hard_link_changes_identity_of_user_file_but_not_of_cached_object(tmp_path):
     path = tmp_path / "a"
     path.write_text("x")
-    ours, users = identity(str(path), is_owned=True), identity(str(path), is_owned=False)
     (tmp_path / "b").hardlink_to(path)
+    ours, users = identity(str(path), is_owned=True), identity(str(path), is_owned=False)
+    (tmp_path / "c").hardlink_to(path)
     assert identity(str(path), is_owned=True) == ours
     assert identity(str(path), is_owned=False) != users
     assert identity(str(tmp_path / "none"), is_owned=True) is None
+
+
+@pytest.mark.parametrize("is_owned", [True, False], ids=["extracted archive", "file of the user"])
+def test_changed_file_cannot_keep_its_identity(tmp_path, is_owned):
+    path = tmp_path / "a"
+    path.write_text("x")
+    before, found = identity(str(path), is_owned=is_owned), path.stat()
+    path.write_text("y")
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert identity(str(path), is_owned=is_owned) != before

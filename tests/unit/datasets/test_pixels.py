@@ -10,6 +10,7 @@ import pytest
 from tests.dataset_painter import OnDisk, paint
 from trainer.core.dataset import DatasetOrder, PreparedDataset
 from trainer.core.stop import StopSignal
+from trainer.core.stored_pixels import TRAILER_BYTES, ImageVersion, most_bytes, trailer
 from trainer.datasets.cache import pixels
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
@@ -30,8 +31,8 @@ class Host:
             OnDisk(is_private=private), Roots(folder), "datasets", pixels=PixelCache(self.cache)
         )
 
-    def prepare(self, name: str, imgsz: int = 16) -> PreparedDataset:
-        order = DatasetOrder(sources=(str(self.source),), imgsz=imgsz)
+    def prepare(self, name: str, imgsz: int = 16, owner: str | None = None) -> PreparedDataset:
+        order = DatasetOrder(sources=(str(self.source),), imgsz=imgsz, owner=owner)
         return self._datasets.prepare(order, self._folder / name, StopSignal(), lambda _: None)
 
     def discard(self, name: str, *, keep: bool = False) -> None:
@@ -44,12 +45,12 @@ def keep(view: PreparedDataset, recipe=RECIPE, only="*") -> None:
     for image in sorted(view.root.glob(f"images/*/{only}.jpg")):
         kept = view.root / "pixels" / recipe / f"{image.relative_to(view.root)}.npy"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(b"pixels of " + image.name.encode())
+        kept.write_bytes(b"pixels of " + image.name.encode() + trailer((32, 32), ImageVersion.of(image.stat())))
 
 
 def linked(view: PreparedDataset) -> dict[str, bytes]:
-    root = view.root / "pixels"
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.npy"))}
+    root = view.kept_pixels
+    return {str(path.relative_to(root)): path.read_bytes()[:-TRAILER_BYTES] for path in sorted(root.rglob("*.npy"))}
 
 
 @pytest.fixture(params=[True, False], ids=["cached images", "images of the user"])
@@ -81,7 +82,7 @@ def test_disk_error_while_pixels_are_cached_is_ignored(host, monkeypatch):
     def broken(*_, **__):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(pixels, "_files", broken)
+    monkeypatch.setattr(pixels, "_moved", broken)
     host.discard("v1")
 
 
@@ -121,13 +122,85 @@ def test_only_pixels_of_known_images_are_cached(host, tmp_path):
     for stray in ("images/train/9999.jpg.npy", "../up.npy", "images/train/.half.npy"):
         (folder / stray).parent.mkdir(parents=True, exist_ok=True)
         (folder / stray).write_bytes(b"stray")
-    (tmp_path / "secret").write_bytes(b"secret")
-    (folder / "images/train/0002.jpg.npy").symlink_to(tmp_path / "secret")
     host.discard("v1")
 
     assert set(linked(host.prepare("v2"))) == {f"{RECIPE}/images/train/0000.jpg.npy"}
     assert len([path for path in (tmp_path / "cache/derived").rglob("*") if path.is_file()]) == 1
-    assert (tmp_path / "secret").exists()
+    assert list((tmp_path / "cache/tmp").iterdir()) == []
+
+
+def sparse(path: Path) -> None:
+    end = trailer((32, 32), ImageVersion.of(path.with_name("image").stat()))
+    with path.open("wb") as file:
+        file.truncate(most_bytes(16) + 1 - len(end))
+        file.seek(0, os.SEEK_END)
+        file.write(end)
+
+
+# each writes something other than pixels to the path; the file `whole` beside it has valid pixels of the image `image`
+FORGERIES = {
+    "link": lambda path: path.symlink_to(path.with_name("whole")),
+    "hard link": lambda path: os.link(path.with_name("whole"), path),
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "larger than an image": sparse,
+    "empty": Path.touch,
+    "without trailer": lambda path: path.write_bytes(b"x" * 1000),
+    "of another image": lambda path: path.write_bytes(b"pixels" + trailer((32, 32), ImageVersion(1, 2, 3))),
+    "link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
+def test_only_regular_files_with_pixels_of_their_image_are_cached(host, forge):
+    view = host.prepare("v1")
+    keep(view, only="000[02]")
+    folder = view.root / "pixels" / RECIPE / "images/train"
+    os.replace(folder / "0002.jpg.npy", folder / "whole")
+    (folder / "image").symlink_to(view.root / "images/train/0002.jpg")
+    forge(folder / "0002.jpg.npy")
+    host.discard("v1")
+
+    assert set(linked(host.prepare("v2"))) == {f"{RECIPE}/images/train/0000.jpg.npy"}
+
+
+@pytest.mark.parametrize("place", ["", "pixels", f"pixels/{RECIPE}", f"pixels/{RECIPE}/images/train"])
+def test_linked_folder_of_pixels_is_not_followed(host, tmp_path, place):
+    view = host.prepare("v1")
+    keep(view, only="0000")
+    folder = view.root / place
+    folder.rename(tmp_path / "moved")
+    folder.symlink_to(tmp_path / "moved")
+    host.discard("v1")
+
+    assert linked(host.prepare("v2")) == {}
+    assert len(list((tmp_path / "moved").rglob("*.npy"))) == 1
+
+
+def test_pixels_are_not_used_for_other_owner(host):
+    keep(host.prepare("v1", owner="ann"))
+    host.discard("v1")
+    assert [len(linked(host.prepare(f"v{owner!r}", owner=owner))) for owner in ("bob", None, "None", "ann")] == [
+        0,
+        0,
+        0,
+        8,
+    ]
+
+
+@pytest.mark.parametrize("place", ["../up.jpg", "/up.jpg", "images/../../up.jpg", "images//up.jpg", ""])
+def test_place_outside_of_view_is_ignored(tmp_path, place):
+    """A decoder that a hostile image took over could return such a place."""
+    pixels = PixelCache(ContentCache(tmp_path / "cache", max_bytes=10**9, reserve=0))
+    pixels.link(tmp_path / "run/view", 16, {"images/a.jpg": "1.2.3.4.5"}, None)
+    kept = tmp_path / f"run/view/pixels/{RECIPE}/images/a.jpg.npy"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"pixels" + trailer((32, 32), ImageVersion(2, 3, 4)))
+    assert pixels.take_over(tmp_path / "run/view") == 1
+
+    pixels.link(tmp_path / "run2/view", 16, {place: "1.2.3.4.5", "images/b.jpg": "1.2.3.4.5"}, None)
+    found = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.npy")]
+    assert found == [Path(f"run2/pixels/{RECIPE}/images/b.jpg.npy")]
 
 
 def test_linked_pixels_stay_in_cache(host):
@@ -136,18 +209,6 @@ def test_linked_pixels_stay_in_cache(host):
     for name in ("v2", "v3"):
         assert len(linked(host.prepare(name))) == 8
         host.discard(name)
-
-
-def test_changed_pixels_are_not_used(host):
-    keep(host.prepare("v1"))
-    host.discard("v1")
-    view = host.prepare("v2")
-    changed = view.root / "pixels" / RECIPE / "images/train/0000.jpg.npy"
-    changed.chmod(0o644)
-    changed.write_bytes(b"other pixels")
-
-    host.discard("v2")
-    assert f"{RECIPE}/images/train/0000.jpg.npy" not in linked(host.prepare("v3"))
 
 
 def test_derived_files_are_evicted_before_objects_and_never_evict_objects(tmp_path):

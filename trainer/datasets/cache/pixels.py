@@ -1,9 +1,11 @@
 """Reuse the decoded pixels of a training (training/speedups/pixels.py) in later trainings on the same images.
 
-In the content cache, pixels are derived files. Their identity consists of the identity of the image file, the recipe of
-decoding and scaling, and the versions of the libraries. In a view, pixels are hard links:
+In the content cache, pixels are derived files. Their identity consists of the owner of the run, the identity of the image
+file, the recipe of decoding and scaling, and the versions of the libraries. So the code of a training never chooses the
+pixels of another owner. In the folder of a run, pixels are hard links beside the view: the training process can read them,
+and writes new pixels into its view (core/stored_pixels.py):
 
-    view/pixels/RECIPE/images/train/a.jpg.npy
+    run_ID/pixels/RECIPE/images/train/a.jpg.npy     run_ID/view/pixels/RECIPE/images/train/a.jpg.npy
 """
 
 from __future__ import annotations
@@ -11,75 +13,157 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import stat
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from trainer.core.errors import MachineFailed
+from trainer.core.stored_pixels import (
+    CHANNELS,
+    FOLDER,
+    RECIPES,
+    TRAILER_BYTES,
+    ImageVersion,
+    most_bytes,
+    recipe,
+    size_in,
+)
 from trainer.datasets.cache.content import ContentCache
 from trainer.disk.durable import sync_below
 
-FOLDER = "pixels"  # the folder of the pixels in a view
 PROBES = 32  # number of images to look up before all others
-RECIPES = ("{imgsz}-3-fit", "{imgsz}-3-stretch")
 _MAKERS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "pillow", "ultralytics")
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of a view whose pixels are kept: their identities by place."""
+
+    owner: str | None
+    imgsz: int
+    identities: Mapping[str, str]
+
+    @property
+    def recipes(self) -> list[str]:
+        return [recipe(self.imgsz, CHANNELS, way) for way in RECIPES]
+
+    def identity(self, place: str, recipe: str) -> str:
+        """Return the identity of the pixels in the cache."""
+        return f"pixels\n{self.owner!r}\n{_makers()}\n{recipe}\n{self.identities[place]}"
 
 
 class PixelCache:
-    """Links cached pixels into views, and moves new pixels from views into the cache.
+    """Links cached pixels into the folder of a run, and moves new pixels from its view into the cache.
 
     Images that were not passed to `link` are ignored.
     """
 
     def __init__(self, cache: ContentCache) -> None:
         self._cache = cache
-        self._images: dict[Path, Mapping[str, str]] = {}
+        self._images: dict[Path, _Images] = {}
 
-    def link(self, view: Path, imgsz: int, images: Mapping[str, str]) -> None:
-        """Link the cached pixels of `images` into a view. `images` maps paths in the view to identities of files."""
-        self._images[view] = images
-        places = list(images)
-        for recipe in (recipe.format(imgsz=imgsz) for recipe in RECIPES):
+    def link(self, view: Path, imgsz: int, identities: Mapping[str, str], owner: str | None) -> None:
+        """Link the owner's cached pixels beside a view. `identities` maps places in the view to identities of files."""
+        safe = {place: key for place, key in identities.items() if _is_inside(place)}
+        images = self._images[view] = _Images(owner, imgsz, safe)
+        places = list(safe)
+        for name in images.recipes:
             # look up some images first; if none of them has cached pixels, skip all others
             some = places[:: max(1, len(places) // PROBES)]
-            if any(self._link(view, recipe, place) for place in some):
+            if any(self._link(view, images, name, place) for place in some):
                 for place in places:
-                    self._link(view, recipe, place)
+                    self._link(view, images, name, place)
 
-    def _link(self, view: Path, recipe: str, place: str) -> bool:
-        target = Path(f"{view}/{FOLDER}/{recipe}/{place}.npy")
-        return self._cache.link_derived(_identity(self._images[view][place], recipe), target)
+    def _link(self, view: Path, images: _Images, recipe: str, place: str) -> bool:
+        target = view.parent / FOLDER / recipe / f"{place}.npy"
+        return self._cache.link_derived(images.identity(place, recipe), target)
 
     def take_over(self, view: Path) -> int:
-        """Move new pixels of a view into the cache while there is room. Return the number of moved files."""
-        images = self._images.pop(view, {})
+        """Move new pixels of a view into the cache while there is room. Return the number of moved files.
+
+        The training process must have ended. It wrote the view, so only regular files with expected names and sizes are
+        moved, and no link is followed.
+        """
+        images = self._images.pop(view, None)
+        if images is None:
+            return 0
         try:
-            found = {
-                _identity(identity, recipe): path
-                for recipe, place, path in _files(view / FOLDER)
-                if (identity := images.get(place)) and path.stat(follow_symlinks=False).st_nlink == 1
-            }
-            if not found:
-                return 0
-            # a power cut can damage files that are not synced, and a later training checks only some of them
-            sync_below(view / FOLDER)
-            return self._cache.put_derived(found)
+            with self._cache.temporary() as staging:
+                staging.mkdir()
+                found = dict(_moved(view, images, staging))
+                if not found:
+                    return 0
+                # a power cut can damage files that are not synced, and a later training checks only some of them
+                sync_below(staging)
+                return self._cache.put_derived(found)
         except (MachineFailed, OSError):  # the next run will be slower, but this run must not fail
             return 0
 
 
-def _files(folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """Yield the recipe, the path of the image in the view, and the path of each file. Symlinks are not followed."""
-    for root, _, names in os.walk(folder):
-        recipe, _, below = os.path.relpath(root, folder).partition("/")
-        for name in names:
-            path = Path(root, name)
-            if name.endswith(".npy") and not name.startswith(".") and not path.is_symlink():
-                yield recipe, f"{below}/{name.removesuffix('.npy')}", path
+def _moved(view: Path, images: _Images, staging: Path) -> Iterator[tuple[str, Path]]:
+    """Move the pixels of the images into the folder `staging`. Yield the identity and the new path of each file."""
+    by_folder: dict[str, list[str]] = {}
+    for place in images.identities:
+        by_folder.setdefault(place.rpartition("/")[0], []).append(place)
+    number = 0
+    for name in images.recipes:
+        for folder, places in by_folder.items():
+            with contextlib.suppress(OSError), _opened(view, f"{FOLDER}/{name}/{folder}") as descriptor:
+                for place in places:
+                    target = staging / str(number)
+                    if _move(descriptor, place, images, target):
+                        yield images.identity(place, name), target
+                        number += 1
 
 
-def _identity(image: str, recipe: str) -> str:
-    return f"pixels\n{_makers()}\n{recipe}\n{image}"
+def _move(folder: int, place: str, images: _Images, target: Path) -> bool:
+    """Move a file with the pixels of an image out of an open folder. Return whether the file was moved."""
+    name = f"{place.rpartition('/')[2]}.npy"
+    try:
+        descriptor = os.open(name, _FILE, dir_fd=folder)
+    except OSError:  # the training did not store this image, or left a link
+        return False
+    try:
+        found = os.fstat(descriptor)
+        is_expected = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size <= most_bytes(images.imgsz)
+        if not is_expected or found.st_size <= TRAILER_BYTES:
+            return False
+        end = os.pread(descriptor, TRAILER_BYTES, found.st_size - TRAILER_BYTES)
+        if size_in(end, _version(images.identities[place])) is None:
+            return False
+        os.rename(name, target, src_dir_fd=folder)
+        return os.path.samestat(found, os.lstat(target))
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, path: str) -> Iterator[int]:
+    """Yield the descriptor of a folder in `folder`. No part of `path` is a link. Raises OSError."""
+    descriptor = os.open(folder, _FOLDER)
+    try:
+        for part in path.split("/"):
+            inner = os.open(part, _FOLDER, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _is_inside(place: str) -> bool:
+    """Return whether a place has only names of files and folders, and so is inside of its view."""
+    return not {"", ".", ".."} & set(place.split("/")) and "\0" not in place
+
+
+def _version(identity: str) -> ImageVersion:
+    """Return the version of the image in an identity of `images.facts_cache`."""
+    _, inode, size, modified, _ = identity.split(".")
+    return ImageVersion(int(inode), int(size), int(modified))
 
 
 @cache

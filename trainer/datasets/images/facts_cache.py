@@ -76,12 +76,13 @@ def _facts(document: dict[str, Any]) -> dict[str, Facts]:
 def identity(path: str, *, is_owned: bool) -> str | None:
     """Return an identity that changes with the file, or None if the file does not exist.
 
-    For the user's files, the identity includes the change time, which no user can set. The identity of cached files
-    does not include it, because each new hard link changes it. Cached files are read-only.
+    The identity includes the change time, which no user can set. The only exception are cached objects: the folder of
+    each run has a hard link to the object, and each new link changes this time. Their modification time is computed from
+    the identity of their content, and no run can write to them.
     """
     try:
         info = os.stat(path)  # noqa: PTH116 - creating 50,000 Path objects takes longer than the calls
     except OSError:
         return None
-    changed = 0 if is_owned else info.st_ctime_ns
+    changed = 0 if is_owned and info.st_nlink > 1 else info.st_ctime_ns
     return f"{info.st_dev}.{info.st_ino}.{info.st_size}.{info.st_mtime_ns}.{changed}"

@@ -32,7 +32,7 @@ def build(
     if checked.task is not Task.CLASSIFY:
         write_label_tables(view, samples, checked.rows)
         if pixels:
-            pixels.link(view, order.imgsz, _scaled_down(samples, order.imgsz))
+            pixels.link(view, order.imgsz, _scaled_down(samples, order.imgsz), order.owner)
         data = write_data_yaml(view, checked.names, checked.images, checked.kpt_shape, checked.flip_idx)
     return PreparedDataset(
         root=view,

@@ -102,7 +102,14 @@ def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> Acces
             Path(f"/proc/{os.getpid()}/task"),
             MPS,
         ),
-        read=(*own, *linked, *matplotlib, *map(Path, _SYSTEM_FILES), *_amp_check(environment)),
+        read=(
+            *own,
+            *linked,
+            order.dataset.kept_pixels,
+            *matplotlib,
+            *map(Path, _SYSTEM_FILES),
+            *_amp_check(environment),
+        ),
         run=(_PROJECT / "trainer", *(part for root in _programs(environment) for part in without(root, _PROJECT))),
         names=(_PROJECT,),  # a new Python process lists this folder to import `trainer`
         samples=(order.run_dir, *own, *islice(linked.values(), _SAMPLES), *_imported_files()),

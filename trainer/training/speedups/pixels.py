@@ -4,11 +4,12 @@ Ultralytics' `load_image` returns the same bits and sizes from a stored file as 
 the same random numbers. Classification loads its images elsewhere and is not affected. If a stored file is missing, the
 image is decoded again.
 
-    view/pixels/RECIPE/images/train/a.jpg.npy     RECIPE: imgsz-channels-fit, or imgsz-channels-stretch for RT-DETR
+    view/pixels/RECIPE/images/train/a.jpg.npy     (core/stored_pixels.py)
 
-During the first epoch, additional processes with idle priority store pixels ahead of the training. Files that earlier
-trainings stored for the same images can be linked into the view (datasets/cache/pixels.py). Before they are used, a
-sample is compared with the images. If one file differs, all stored files are removed.
+During the first epoch, additional processes with idle priority store pixels ahead of the training. Pixels of earlier
+trainings on the same images can be in the folder `pixels` beside the view (datasets/cache/pixels.py). The code of an
+earlier training could have forged them. So before they are used, a random sample is compared with the images. If one file
+differs, none of them is used.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import multiprocessing
 import os
 import random
 import shutil
-import struct
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,12 +28,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from ultralytics.data.base import BaseDataset
 
-FOLDER = "pixels"  # in the view
-SAMPLES = 3  # images of each split that are decoded to verify linked files
+from trainer.core.stored_pixels import FOLDER, TRAILER_BYTES, ImageVersion, recipe, size_in, trailer
+
+SAMPLES = 3  # images of each split that are always decoded to verify the pixels of earlier trainings
+MOST_SAMPLES = 32  # at most this many are decoded within SAMPLE_SECONDS
+SAMPLE_SECONDS = 0.3
 _SHARE_OF_FREE = 4  # at most a quarter of the free space on the disk
-# the end of a stored file, which numpy does not read: signature, height, width, modification time of the image
-_TRAILER = struct.Struct("<4sIIq")
-_SIGNATURE = b"PIX1"
+_REFUSED = "refused"  # a file in the view's folder of pixels: the pixels of earlier trainings are not used
 Loaded: TypeAlias = tuple[np.ndarray, tuple[int, int], tuple[int, int]]
 
 
@@ -42,25 +44,15 @@ def install(most_bytes: int) -> None:
 
     @functools.wraps(original)
     def load_image(self: Any, i: int, rect_mode: bool = True, resize_short: bool = False) -> Loaded:
-        path = None if self.ims[i] is not None or resize_short else _stored_file(self, i, rect_mode)
-        size = _stored_size(path, self.im_files[i]) if path else None
-        if path is None or size is None:
-            loaded: Loaded = original(self, i, rect_mode, resize_short)
-            if path:
-                _store(path, self.im_files[i], loaded[0], loaded[1])
-            return loaded
-        # With cache "disk", Ultralytics reads the file and does not compare its modification time with the image. For
-        # files from our cache, these times differ.
-        (self.npy_files[i], plain), self.cache = (path, self.npy_files[i]), "disk"
-        try:
-            image, found, scaled = original(self, i, rect_mode, resize_short)
-        finally:
-            self.npy_files[i], self.cache = plain, None
-        if found != scaled:  # the file was damaged, so Ultralytics decoded the image
-            return image, found, scaled
-        if self.im_hw0[i] is not None:  # the image is buffered for mosaics
-            self.im_hw0[i] = size
-        return image, size, scaled
+        own = None if self.ims[i] is not None or resize_short else _stored_file(self, i, rect_mode)
+        for path in _usable_files(self, own):
+            size = _stored_size(path, self.im_files[i])
+            if size and (stored := _load_stored(self, i, rect_mode, original, path, size)):
+                return stored
+        loaded: Loaded = original(self, i, rect_mode, resize_short)
+        if own:
+            _store(own, self.im_files[i], loaded[0], loaded[1])
+        return loaded
 
     @functools.wraps(initialize)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it replaces a method of that name
@@ -69,7 +61,7 @@ def install(most_bytes: int) -> None:
         if getattr(self, "data", {}).get("path") and not self.cache and isinstance(self.imgsz, int):
             limit = min(most_bytes, shutil.disk_usage(self.data["path"]).free // _SHARE_OF_FREE)
             self.stored_images = limit // (self.imgsz**2 * self.channels)
-            _check_linked(self, original)
+            _check_kept(self, original)
 
     BaseDataset.load_image = load_image
     BaseDataset.__init__ = __init__
@@ -119,18 +111,36 @@ def _is_large(dataset: Any, i: int) -> bool:
 
 
 def _is_stored(dataset: Any, i: int) -> bool:
-    return any(_file_of(dataset, i, rect_mode).exists() for rect_mode in (True, False))
+    own = (_file_of(dataset, i, rect_mode) for rect_mode in (True, False))
+    return any(path.exists() for file in own for path in _usable_files(dataset, file))
 
 
-def _check_linked(dataset: Any, load: Any) -> None:
-    """Compare a sample of the linked files with the images. If one file differs, remove all stored files."""
+def _usable_files(dataset: Any, own: Path | None) -> list[Path]:
+    """Return the paths of the stored pixels of an image: of an earlier training, if they are trusted, and of this one."""
+    if own is None:
+        return []
+    view = Path(dataset.data["path"])
+    if not getattr(dataset, "has_kept_pixels", False) or (view / FOLDER / _REFUSED).exists():
+        return [own]
+    return [view.parent / own.relative_to(view), own]
+
+
+def _check_kept(dataset: Any, load: Any) -> None:
+    """Compare a random sample of the pixels of earlier trainings with the images. If one file differs, refuse all."""
+    view = Path(dataset.data["path"])
+    dataset.has_kept_pixels = (view.parent / FOLDER).is_dir()
     augment, dataset.augment = dataset.augment, False  # without augmentation, no image is buffered
     try:
-        for i, rect_mode in _linked(dataset):
+        for i, rect_mode in _kept_sample(dataset):
             image, size, _ = load(dataset, i, rect_mode)
-            if not _matches(_file_of(dataset, i, rect_mode), dataset.im_files[i], image, size):
-                print(f"Stored pixels do not match {dataset.im_files[i]}: removing all stored pixels.", flush=True)  # noqa: T201 - the run's log
-                shutil.rmtree(Path(dataset.data["path"], FOLDER), ignore_errors=True)
+            if not _matches(
+                view.parent / _file_of(dataset, i, rect_mode).relative_to(view), dataset.im_files[i], image, size
+            ):
+                print(f"Stored pixels do not match {dataset.im_files[i]}: decoding all images.", flush=True)  # noqa: T201 - the run's log
+                dataset.has_kept_pixels = False
+                with contextlib.suppress(OSError):  # without this file, the other splits are checked on their own
+                    (view / FOLDER).mkdir(exist_ok=True)
+                    (view / FOLDER / _REFUSED).touch()
                 return
     finally:
         dataset.augment = augment
@@ -142,22 +152,29 @@ def _matches(path: Path, image: str, pixels: np.ndarray, size: tuple[int, int]) 
     return False
 
 
-def _linked(dataset: Any) -> Iterator[tuple[int, bool]]:
-    """Yield a sample of the images with a linked file, and whether the pixels are fitted (otherwise stretched)."""
-    sampler = random.Random(0)  # noqa: S311 - the training's random numbers must not change
+def _kept_sample(dataset: Any) -> Iterator[tuple[int, bool]]:
+    """Yield a sample of the images with pixels of an earlier training, and whether the pixels are fitted or stretched.
+
+    No earlier training can predict the sample, and the random numbers of this training do not change.
+    """
+    view = Path(dataset.data["path"])
     for rect_mode in (True, False):
-        folder = _file_of(dataset, 0, rect_mode).parent
-        names = sorted(found.name for found in folder.glob("*.npy") if found.stat().st_nlink > 1)
-        if names:
-            numbers = {_file_of(dataset, i, rect_mode).name: i for i in range(dataset.ni)}
-            known = [name for name in names if name in numbers]
-            yield from ((numbers[name], rect_mode) for name in sampler.sample(known, min(SAMPLES, len(known))))
+        folder = view.parent / _file_of(dataset, 0, rect_mode).parent.relative_to(view)
+        names = {found.name for found in folder.glob("*.npy")}
+        if not names:
+            continue
+        known = [i for i in range(dataset.ni) if _file_of(dataset, i, rect_mode).name in names]
+        began = time.monotonic()
+        for number, i in enumerate(random.SystemRandom().sample(known, min(MOST_SAMPLES, len(known)))):
+            if number >= SAMPLES and time.monotonic() - began > SAMPLE_SECONDS:
+                break
+            yield i, rect_mode
 
 
 def _file_of(dataset: Any, i: int, rect_mode: bool) -> Path:
     view = str(dataset.data["path"])
-    recipe = f"{dataset.imgsz}-{dataset.channels}-{'fit' if rect_mode else 'stretch'}"
-    return Path(f"{view}/{FOLDER}/{recipe}/{dataset.im_files[i].removeprefix(view).lstrip('/')}.npy")
+    name = recipe(dataset.imgsz, dataset.channels, "fit" if rect_mode else "stretch")
+    return Path(f"{view}/{FOLDER}/{name}/{dataset.im_files[i].removeprefix(view).lstrip('/')}.npy")
 
 
 def _stored_file(dataset: Any, i: int, rect_mode: bool) -> Path | None:
@@ -174,12 +191,30 @@ def _stored_size(path: Path, image: str) -> tuple[int, int] | None:
     """
     with contextlib.suppress(OSError):
         with path.open("rb") as file:
-            file.seek(-_TRAILER.size, os.SEEK_END)
-            signature, height, width, changed = _TRAILER.unpack(file.read())
-        if (signature, changed) == (_SIGNATURE, Path(image).stat().st_mtime_ns):
-            return height, width
-        path.unlink(missing_ok=True)
+            file.seek(-TRAILER_BYTES, os.SEEK_END)
+            size = size_in(file.read(), ImageVersion.of(Path(image).stat()))
+        if size is None:
+            path.unlink(missing_ok=True)
+        return size
     return None
+
+
+def _load_stored(dataset: Any, i: int, rect_mode: bool, load: Any, path: Path, size: tuple[int, int]) -> Loaded | None:
+    """Return the image from its stored pixels, or None if the file is damaged and cannot be removed."""
+    # With cache "disk", Ultralytics reads the file and does not compare its modification time with the image. For
+    # files from our cache, these times differ.
+    (dataset.npy_files[i], plain), dataset.cache = (path, dataset.npy_files[i]), "disk"
+    try:
+        image, found, scaled = load(dataset, i, rect_mode)
+    except PermissionError:
+        return None
+    finally:
+        dataset.npy_files[i], dataset.cache = plain, None
+    if found != scaled:  # the file was damaged, so Ultralytics removed it and decoded the image
+        return image, found, scaled
+    if dataset.im_hw0[i] is not None:  # the image is buffered for mosaics
+        dataset.im_hw0[i] = size
+    return image, size, scaled
 
 
 def _store(path: Path, image: str, pixels: np.ndarray, size: tuple[int, int]) -> None:
@@ -188,12 +223,12 @@ def _store(path: Path, image: str, pixels: np.ndarray, size: tuple[int, int]) ->
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     # if the disk is full, the next epoch is slower, but the training continues
     with contextlib.suppress(OSError):
-        changed = Path(image).stat().st_mtime_ns
+        version = ImageVersion.of(Path(image).stat())
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
                 np.lib.format.write_array(file, pixels, allow_pickle=False)
-                file.write(_TRAILER.pack(_SIGNATURE, *size, changed))
+                file.write(trailer(size, version))
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
