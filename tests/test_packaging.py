@@ -1,11 +1,13 @@
 """The package declares every imported package, and the pinned versions are in the declared ranges."""
 
 import ast
+import importlib.metadata
 import re
 import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -28,15 +30,33 @@ def ranges(requirements):
 
 
 def pins(name):
-    lines = (ROOT / name).read_text().splitlines()
-    found = [re.fullmatch(r"([\w-]+)==(\S+)", line) for line in lines if line and line[0] not in "#-"]
-    assert all(found), f"{name}: every line must be NAME==VERSION"
-    return {canonicalize_name(match[1]): match[2] for match in found}
+    """Return the versions in a requirements file, by name. Each pin must have at least one SHA-256."""
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    pinned = {}
+    for line in text.splitlines():
+        if line.strip() and not line.startswith("#"):
+            match = re.fullmatch(r"([\w.-]+)==([^ ;]+)( ; [^-]+)?((?:\s+--hash=sha256:[0-9a-f]{64})+)", line.rstrip())
+            assert match, f"{name}: {line[:80]} must be NAME==VERSION with hashes"
+            pinned[canonicalize_name(match[1])] = match[2]
+    return pinned
 
 
 def assert_pins_match(pinned, allowed):
-    assert pinned.keys() == allowed.keys()
+    assert pinned.keys() >= allowed.keys()
     assert [f"{name}=={pinned[name]}" for name in allowed if not allowed[name].contains(pinned[name])] == []
+
+
+def needed_by(name, needed):
+    """Add the installed packages that the installed package `name` needs on this platform to `needed`."""
+    for requirement in map(Requirement, importlib.metadata.requires(name) or ()):
+        found = canonicalize_name(requirement.name)
+        wanted = [{"extra": extra} for extra in (*needed.get(name, ()), "")]
+        if requirement.marker is None or any(requirement.marker.evaluate(extra) for extra in wanted):
+            is_new = found not in needed or not requirement.extras <= needed[found]
+            needed[found] = needed.get(found, set()) | requirement.extras
+            if is_new:
+                needed_by(found, needed)
+    return needed
 
 
 def test_runtime_pins_are_in_the_declared_ranges():
@@ -47,8 +67,31 @@ def test_development_pins_are_in_the_declared_ranges():
     assert_pins_match(pins("requirements-dev.txt"), ranges(PROJECT["dependency-groups"]["dev"]))
 
 
-def test_development_requirements_include_runtime_requirements():
-    assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_transitive_package_is_pinned(name):
+    """`pip install --require-hashes` refuses a package without a pin."""
+    pinned = pins(name)
+    declared = PROJECT["project"]["dependencies"] if name == "requirements.txt" else PROJECT["dependency-groups"]["dev"]
+    needed = {canonicalize_name(r.name): r.extras for r in map(Requirement, declared)}
+    for package in list(needed):
+        needed_by(package, needed)
+
+    assert needed.keys() <= pinned.keys()
+    installed = {package: importlib.metadata.version(package) for package in needed if package != "setuptools"}
+    assert installed == {package: pinned[package] for package in installed}
+
+
+def test_both_requirements_files_pin_the_same_versions():
+    runtime, development = pins("requirements.txt"), pins("requirements-dev.txt")
+
+    assert {name: runtime[name] for name in runtime.keys() & development.keys()}.items() <= development.items()
+
+
+def test_requirements_name_no_index():
+    text = "".join((ROOT / name).read_text() for name in ("requirements.txt", "requirements-dev.txt"))
+
+    assert "://" not in text
+    assert not re.search(r"^-", text, re.MULTILINE)
 
 
 def test_every_imported_package_is_a_dependency():

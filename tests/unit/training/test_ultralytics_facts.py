@@ -31,7 +31,7 @@ def in_order(text, *parts):
 def test_installed_version_is_pinned_version(ultralytics):
     pinned = (Path(__file__).parents[3] / "requirements.txt").read_text()
 
-    assert f"ultralytics=={ultralytics.__version__}" in pinned.splitlines()
+    assert f"ultralytics=={ultralytics.__version__} \\" in pinned.splitlines()
 
 
 def test_epoch_callbacks_are_in_expected_order(trainer):
