@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     supabase_anon_key: SecretStr | None = None  # only required with a key of the restricted role
     supabase_datasets_bucket: str = "datasets"
     supabase_artifacts_bucket: str = "training-artifacts"
+    allowed_buckets: Names = ()  # in addition to the datasets bucket
+    datasets_by_owner: bool = False
+    fine_tune_from: Literal["owner", "project", "any"] = "owner"
     worker_id: str = Field(default_factory=socket.gethostname, min_length=1, max_length=200)
 
     # folders
@@ -103,6 +106,15 @@ class Settings(BaseSettings):
                 names = " and ".join(name.upper() for name in missing)
                 them = "it" if len(missing) == 1 else "them"
                 raise ValueError(f"BACKEND={self.backend} needs {names}; set {them}, or set BACKEND=local")
+        if self.supabase_artifacts_bucket in (self.supabase_datasets_bucket, *self.allowed_buckets):
+            raise ValueError(
+                f"the bucket {self.supabase_artifacts_bucket} cannot contain both artifacts and datasets, because any "
+                "row could then read the models of other users; choose another bucket for the datasets"
+            )
+        for name in ("runs_folder", "models_folder"):
+            if self.datasets_folder == getattr(self, name):
+                variable = name.replace("folder", "dir").upper()
+                raise ValueError(f"{variable} and DATASET_ROOT are the same folder; set {variable} to its own folder")
         # otherwise the lease could expire after a single slow answer
         if self.lease_seconds < 3 * self.cancel_check_interval:
             raise ValueError(

@@ -108,6 +108,10 @@ ADDRESSES = [
     "100.64.0.1",
     "100.100.100.200",
     "192.0.0.192",
+    "168.63.129.16",
+    "192.80.8.124",
+    "::ffff:168.63.129.16",
+    "64:ff9b::a83f:8110",
     "198.18.0.1",
     "224.0.0.1",
     "240.0.0.1",
@@ -168,9 +172,16 @@ def test_public_address_is_allowed(tmp_path, address):
     client.close()
 
 
+NEVER_CONTACTED = [
+    "169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "0.0.0.0", "224.0.0.1",
+    # metadata services of clouds outside of the link-local addresses
+    "168.63.129.16", "::ffff:168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254", "fd00:c1::a9fe:a9fe", "fd00:42::42",
+]  # fmt: skip
+
+
 @pytest.mark.usefixtures("_no_contact")
-@pytest.mark.parametrize("address", ["169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "0.0.0.0", "224.0.0.1"])
-def test_link_local_unspecified_and_multicast_addresses_are_forbidden_even_for_allowed_host(tmp_path, address):
+@pytest.mark.parametrize("address", NEVER_CONTACTED)
+def test_link_local_multicast_and_metadata_addresses_are_forbidden_even_for_allowed_host(tmp_path, address):
     client = GuardedClient(
         allowed_hosts=["data.example:80"],
         resolve=lambda *_: [address],

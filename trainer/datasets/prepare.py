@@ -20,7 +20,7 @@ from trainer.datasets.formats.detect import recognize
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import Roots, parse_reference
+from trainer.datasets.source.reference import Roots, owner_folder, parse_reference
 from trainer.datasets.view.links import VIEW, new_folder
 from trainer.disk.removal import remove_tree
 
@@ -43,6 +43,7 @@ class CheckResult:
 class FetchedDatasets:
     """Implements the port `Datasets`: sources are fetched, recognized, checked and linked into a view.
 
+    `allowed_buckets` and `by_owner` limit what a row can name; see `source/reference.py`.
     `facts` and `pixels` are caches: images that did not change since an earlier run are not read or decoded again.
     """
 
@@ -50,6 +51,8 @@ class FetchedDatasets:
     roots: Roots
     datasets_bucket: str
     storage_base_url: str | None = None
+    allowed_buckets: tuple[str, ...] = ()
+    by_owner: bool = False
     facts: FactsCache | None = None
     pixels: PixelCache | None = None
 
@@ -114,11 +117,13 @@ class FetchedDatasets:
                 dataset_root=self.roots.dataset_root,
                 datasets_bucket=self.datasets_bucket,
                 storage_base_url=self.storage_base_url,
+                allowed_buckets=self.allowed_buckets,
+                folder=owner_folder(order.owner) if self.by_owner else None,
             )
             fetched = self.fetcher.fetch(ref, folder / f"source{number}", stop, on_event)
             report.extend(fetched.findings)
             root = fetched.root.resolve()
-            roots = Roots(root) if fetched.is_private else self.roots
+            roots = Roots(root, hidden_names=True) if fetched.is_private else self.roots
             readable |= dict.fromkeys((roots.dataset_root, *roots.extra))
             tree = Tree(root, roots.admit, report, stop, is_owned=fetched.is_private)
             entry = tree.root / fetched.entry if fetched.entry else None

@@ -20,10 +20,23 @@ _HIDDEN_V4 = (  # IPv6 ranges that contain an IPv4 address: network, number of b
     (ipaddress.IPv6Network("64:ff9b::/96"), 0),
     (ipaddress.IPv6Network("2002::/16"), 80),
 )
+_METADATA = tuple(  # metadata and control services of clouds outside of the link-local ranges; never contacted
+    ipaddress.ip_network(text)
+    for text in (
+        "100.100.100.200/32",
+        "168.63.129.16/32",  # a public address that each host of its cloud answers itself
+        "192.0.0.192/32",
+        "192.80.8.124/32",
+        "fd00:42::42/128",
+        "fd00:c1::a9fe:a9fe/128",
+        "fd00:ec2::/32",
+        "fd20:ce::254/128",
+    )
+)
 _SPECIAL = tuple(  # networks that are not public, although some Python versions treat them as public
     ipaddress.ip_network(text)
     for text in (
-        "192.0.0.0/24",  # contains 192.0.0.192, the metadata service of a cloud
+        "192.0.0.0/24",
         "192.31.196.0/24",
         "192.52.193.0/24",
         "192.88.99.0/24",
@@ -40,11 +53,12 @@ _SPECIAL = tuple(  # networks that are not public, although some Python versions
 
 @dataclass(frozen=True)
 class Gate:
-    """The hosts and addresses that may be contacted."""
+    """The hosts and addresses that may be contacted. `is_own_path` selects the paths that may be requested from `own`."""
 
     allowed: tuple[str, ...]
     own: tuple[str, ...]
     resolve: Resolve
+    is_own_path: Callable[[str], bool] = lambda _: True
 
     def check_url(self, url: str) -> str:
         """Return the URL to request: encoded, without a fragment. Raises DatasetError for a URL that is not allowed."""
@@ -61,6 +75,12 @@ class Gate:
             raise DatasetError(f"{printable(url, 200)} contains a user name or a password; use a signed URL instead.")
         self.check_host(parts.hostname, port)
         host = _ascii(parts.hostname, url)
+        known = _names(host, port)
+        if known & {*self.own} and not known & {*self.allowed} and not self.is_own_path(parts.path):
+            raise DatasetError(
+                f"{printable(url, 200)} does not name an object in a bucket for datasets. Name an object of the datasets "
+                "bucket, or let the operator add the bucket to ALLOWED_BUCKETS."
+            )
         netloc = f"[{host}]" if ":" in host else host
         if parts.port:
             netloc += f":{port}"
@@ -69,8 +89,7 @@ class Gate:
         return f"{parts.scheme}://{netloc}{quote(parts.path or '/', safe=safe)}{query}"
 
     def check_host(self, host: str, port: int) -> None:
-        known = {host.rstrip(".").lower(), f"{host.rstrip('.').lower()}:{port}"}
-        if self.allowed and not known & {*self.allowed, *self.own}:
+        if self.allowed and not _names(host, port) & {*self.allowed, *self.own}:
             raise DatasetError(
                 f"Host {_short(host)} is not allowed; upload the dataset to the storage bucket, or let the "
                 "operator add the host to ALLOWED_DATASET_HOSTS.",
@@ -96,6 +115,12 @@ class Gate:
         return found
 
 
+def _names(host: str, port: int) -> set[str]:
+    """Return the two forms in which a list of hosts can contain this host."""
+    name = host.rstrip(".").lower()
+    return {name, f"{name}:{port}"}
+
+
 def resolve_by_system(host: str, port: int) -> list[str]:
     return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
@@ -111,7 +136,7 @@ def _may_contact(text: str, *, may_be_private: bool) -> bool:
 def _is_open(a: ipaddress.IPv4Address | ipaddress.IPv6Address, *, may_be_private: bool) -> bool:
     if a.is_loopback:
         return may_be_private
-    if a.is_link_local or a.is_multicast or a.is_unspecified:
+    if a.is_link_local or a.is_multicast or a.is_unspecified or any(a in n for n in _METADATA):
         return False
     if any(a in network for network, _ in _HIDDEN_V4):
         return True  # the embedded IPv4 address is checked separately

@@ -58,7 +58,8 @@ class GuardedClient:
 
     `allowed_hosts` contains `host` (all ports, public addresses only) or `host:port` (also private and loopback
     addresses); if it is empty, every public host is allowed. `own_hosts`, such as the Supabase host, are always allowed;
-    an own host without a port means its ports 80 and 443. Link-local addresses, where clouds serve metadata, are never
+    an own host without a port means its ports 80 and 443. On a host that only `own_hosts` contains, only paths for which
+    `is_own_path` returns True are requested. Link-local addresses, where clouds serve metadata, are never
     contacted.
     """
 
@@ -67,6 +68,7 @@ class GuardedClient:
         *,
         allowed_hosts: Iterable[str] = (),
         own_hosts: Iterable[str] = (),
+        is_own_path: Callable[[str], bool] = lambda _: True,
         max_bytes: int = 1 << 40,
         max_seconds: float = 6 * 3600.0,
         policy: RetryPolicy | None = None,
@@ -78,6 +80,7 @@ class GuardedClient:
             allowed=tuple(_host(host) for host in allowed_hosts),
             own=tuple(own for host in own_hosts for own in _with_ports(_host(host))),
             resolve=resolve or resolve_by_system,
+            is_own_path=is_own_path,
         )
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds

@@ -20,7 +20,7 @@ from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.prepare import CheckResult, FetchedDatasets
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import Roots, parse_reference
+from trainer.datasets.source.reference import Roots, is_object_path, parse_reference
 from trainer.remote.web import GuardedClient
 from trainer.settings import Settings
 from trainer.training.exports import available_exports
@@ -32,15 +32,11 @@ ANYWHERE = Path("/")
 
 
 def build_datasets(
-    settings: Settings,
-    backend: Backend,
-    opened: ExitStack,
-    extra: tuple[Path, ...] = (),
+    settings: Settings, backend: Backend, opened: ExitStack, roots: Roots | None = None
 ) -> FetchedDatasets:
-    """Return the adapter for the port `Datasets`. A row can name files in the configured folders and in `extra`."""
-    root, roots = settings.datasets_folder, dataset_roots(settings, extra)
-    own_hosts = [urlsplit(backend.url).netloc] if backend.url else []
-    web = GuardedClient(allowed_hosts=settings.allowed_dataset_hosts, own_hosts=own_hosts)
+    """Return the adapter for the port `Datasets`. `roots` are the readable folders, by default those of a row."""
+    root, roots = settings.datasets_folder, roots or dataset_roots(settings)
+    web = web_client(settings, backend.url)
     opened.callback(web.close)
     cache = ContentCache(root / ".cache", max_bytes=int(settings.dataset_cache_gb * GB))
     fetcher = Fetcher(
@@ -49,24 +45,45 @@ def build_datasets(
         web=web,
         store=backend.store,
         datasets_bucket=settings.supabase_datasets_bucket,
+        allowed_buckets=settings.allowed_buckets,
+        by_owner=settings.datasets_by_owner,
     )
     return FetchedDatasets(
         fetcher=fetcher,
         roots=roots,
         datasets_bucket=settings.supabase_datasets_bucket,
         storage_base_url=backend.url,
+        allowed_buckets=settings.allowed_buckets,
+        by_owner=settings.datasets_by_owner,
         facts=FactsCache(root / ".cache" / "facts"),
         pixels=PixelCache(cache) if settings.fast_loader else None,
     )
 
 
-def dataset_roots(settings: Settings, extra: tuple[Path, ...] = ()) -> Roots:
-    """Return the folders whose files a row can name."""
-    folders = (*(Path(folder) for folder in settings.extra_dataset_roots), *extra)
-    # users who can write to the local queue can already read the files of this host
-    return Roots(
-        dataset_root=settings.datasets_folder, extra=folders if settings.uses_supabase else (*folders, ANYWHERE)
+def web_client(settings: Settings, storage_url: str | None) -> GuardedClient:
+    """Return the client for the URLs of a row. On the host of our storage, a row can name only objects of datasets."""
+    buckets = {settings.supabase_datasets_bucket, *settings.allowed_buckets}
+    return GuardedClient(
+        allowed_hosts=settings.allowed_dataset_hosts,
+        own_hosts=[urlsplit(storage_url).netloc] if storage_url else [],
+        is_own_path=lambda path: storage_url is not None and is_object_path(path, storage_url, buckets),
     )
+
+
+def dataset_roots(settings: Settings) -> Roots:
+    """Return the folders whose files a row can name, and the folders of the service, which no row can name."""
+    home, root = settings.trainer_home, settings.datasets_folder
+    own = ("children", "journal", "models", "queue.db", "queue.db-shm", "queue.db-wal", "runs", "storage", "uploaded")
+    private = (
+        *(home / name for name in (*own, "uploads")),
+        *(root / name for name in (".cache", "datasets")),
+        settings.runs_folder,
+        settings.models_folder,
+    )
+    extra = tuple(Path(folder) for folder in settings.extra_dataset_roots)
+    if not settings.uses_supabase:  # users who can write to the local queue can already read the files of this host
+        extra = (*extra, ANYWHERE)
+    return Roots(dataset_root=root, extra=extra, private=private, hidden_names=not settings.uses_supabase)
 
 
 def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
@@ -83,6 +100,7 @@ def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
             dataset_root=settings.datasets_folder,
             datasets_bucket=settings.supabase_datasets_bucket,
             storage_base_url=None if is_local else settings.supabase_url,
+            allowed_buckets=settings.allowed_buckets,
         )
         for source in plan.sources
     ]
@@ -115,7 +133,8 @@ def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: 
     stop = StopSignal()
     with ExitStack() as opened, tempfile.TemporaryDirectory() as folder:
         backend = opened.enter_context(open_backend(settings, stop))
-        datasets = build_datasets(settings, backend, opened, extra=(ANYWHERE,))
+        anywhere = Roots(dataset_root=settings.datasets_folder, extra=(ANYWHERE,), hidden_names=True)
+        datasets = build_datasets(settings, backend, opened, anywhere)
         return datasets.check(order, Path(folder) / "staging", stop, lambda _: None, sheet)
 
 

@@ -1,5 +1,7 @@
 """Fixtures for tests that fetch datasets or use the content cache."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.dataset_sources import DATASET, WatchedStore
@@ -47,6 +49,16 @@ def fetcher(root, store, server):
 
 @pytest.fixture
 def fetch(fetcher, root):
+    return fetching(fetcher, root)
+
+
+@pytest.fixture
+def allowing(fetcher, root):
+    """Return a function that returns `fetch` for a fetcher with more allowed buckets."""
+    return lambda *buckets: fetching(replace(fetcher, allowed_buckets=buckets), root)
+
+
+def fetching(fetcher, root):
     numbers = iter(range(100))
 
     def do(text, stop=None, on_event=lambda _: None, staging=None):

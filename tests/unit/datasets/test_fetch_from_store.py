@@ -73,14 +73,16 @@ def test_annotation_file_is_fetched_with_its_folder(store, fetch):
     assert str(fetched.entry) == "annotations.json"
 
 
-def test_default_bucket_has_priority_over_named_bucket(store, fetch):
+def test_default_bucket_has_priority_over_named_bucket(store, allowing):
+    fetch = allowing("others")
     store.put({"data.yaml": YAML.encode(), "images/val/o.jpg": b"other"}, "others/set")
     assert content(fetch("storage:others/set/data.yaml"))["images/val/o.jpg"] == b"other"
     store.put({"data.yaml": YAML.encode(), "images/val/d.jpg": b"default"}, "datasets/others/set")
     assert content(fetch("storage:others/set/data.yaml"))["images/val/d.jpg"] == b"default"
 
 
-def test_error_about_missing_dataset_names_both_buckets(fetch):
+def test_error_about_missing_dataset_names_both_buckets(allowing):
+    fetch = allowing("nope")
     with pytest.raises(ObjectMissing, match=r"'nope/x.yaml' in bucket 'datasets' and no 'x.yaml' in bucket 'nope'"):
         fetch("storage:nope/x.yaml")
 

@@ -10,8 +10,9 @@ ROOT = Path("/data")
 OURS = "https://abc.supabase.co/"
 
 
-def parse(text, base=OURS):
-    return parse_reference(text, dataset_root=ROOT, datasets_bucket="datasets", storage_base_url=base)
+def parse(text, base=OURS, **rules):
+    rules = {"allowed_buckets": ("sets",)} | rules
+    return parse_reference(text, dataset_root=ROOT, datasets_bucket="datasets", storage_base_url=base, **rules)
 
 
 @pytest.mark.parametrize(
@@ -41,15 +42,15 @@ def test_storage_path_is_in_default_bucket(text, key):
     assert parse(text) == ObjectRef(bucket="datasets", key=key)
 
 
-def test_storage_path_can_start_with_bucket():
-    assert either_bucket(ObjectRef(bucket="datasets", key="other/p/d.yaml"), "datasets") == (
-        ObjectRef(bucket="datasets", key="other/p/d.yaml"),
-        ObjectRef(bucket="other", key="p/d.yaml"),
-    )
-    assert either_bucket(ObjectRef(bucket="other", key="p/d.yaml"), "datasets") == (
-        ObjectRef(bucket="other", key="p/d.yaml"),
-    )
-    assert len(either_bucket(ObjectRef(bucket="datasets", key="d.yaml"), "datasets")) == 1
+def test_storage_path_can_start_with_an_allowed_bucket():
+    in_default = ObjectRef(bucket="datasets", key="other/p/d.yaml")
+    in_other = ObjectRef(bucket="other", key="p/d.yaml")
+    allowed = {"datasets", "other"}
+
+    assert either_bucket(in_default, "datasets", allowed) == (in_default, in_other)
+    assert either_bucket(in_default, "datasets", {"datasets"}) == (in_default,)
+    assert either_bucket(in_other, "datasets", allowed) == (in_other,)
+    assert len(either_bucket(ObjectRef(bucket="datasets", key="other"), "datasets", allowed)) == 1
 
 
 @pytest.mark.parametrize("kind", ["public/", "sign/", "authenticated/", ""])

@@ -72,7 +72,7 @@ class Tree:
     def _read(self, folder: str) -> Listing:
         self.stop.raise_if_set()
         listing = Listing()
-        if os.path.realpath(folder) != folder and os.path.lexists(folder) and self._followed(folder) is None:
+        if os.path.lexists(folder) and not self._may_read(folder):
             return listing
         try:
             with os.scandir(folder) as entries:
@@ -118,6 +118,16 @@ class Tree:
         except DatasetError:
             self._report.add("symlink_outside", self.relative(path))
             return None
+
+    def _may_read(self, folder: str) -> bool:
+        """Return whether the folder is allowed. A private folder of the service inside the tree is not reported."""
+        if os.path.realpath(folder) != folder:
+            return self._followed(folder) is not None
+        try:
+            self._admit(Path(folder))
+        except DatasetError:
+            return False
+        return True
 
     def relative(self, path: str) -> str:
         """Return the path relative to the source, for messages."""

@@ -31,7 +31,7 @@ from trainer.datasets.source.manifest import (
     take_manifest,
 )
 from trainer.datasets.source.ndjson import SUFFIXES as NDJSON
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import Roots, either_bucket, require_bucket
 from trainer.datasets.source.transfer import Transfer, in_parallel, link_tree
 from trainer.datasets.source.url_files import MAX_TEXT_BYTES, WebSource, content_identity, web_identity
 from trainer.remote.web import Downloaded, GuardedClient
@@ -43,7 +43,8 @@ MAX_SYNCS = 3  # attempts to download a dataset that changes during its download
 class Fetcher:
     """Fetches datasets to local disk through the content cache.
 
-    Without a `store`, `fetch` raises `Misconfigured` for `storage:` datasets.
+    Without a `store`, `fetch` raises `Misconfigured` for `storage:` datasets. `allowed_buckets` are readable in addition
+    to `datasets_bucket`. If `by_owner` is set, each reference was already resolved to a folder of its owner.
     """
 
     roots: Roots
@@ -51,6 +52,8 @@ class Fetcher:
     web: GuardedClient
     store: ObjectStore | None
     datasets_bucket: str
+    allowed_buckets: tuple[str, ...] = ()
+    by_owner: bool = False
     concurrency: int = 16
 
     def fetch(self, ref: DatasetRef, staging: Path, stop: StopSignal, on_event: OnTransfer) -> Fetched:
@@ -103,7 +106,10 @@ class Fetcher:
         return self.store
 
     def _from_store(self, ref: ObjectRef, transfer: Transfer) -> Fetched:
-        found = locate(self._objects, ref, self.datasets_bucket)
+        buckets = {self.datasets_bucket, *self.allowed_buckets}
+        require_bucket(ref, buckets)
+        candidates = (ref,) if self.by_owner else either_bucket(ref, self.datasets_bucket, buckets)
+        found = locate(self._objects, candidates)
         if isinstance(found, ObjectInfo) and is_archive(found.ref.key):
             archive = functools.partial(self._stored_archive, found, transfer)
             return self._trees.extracted(identity_of(found), transfer, archive, found.ref.key)

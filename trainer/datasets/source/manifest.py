@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -15,7 +15,6 @@ from trainer.datasets.findings import Report
 from trainer.datasets.image_kinds import IMAGE_SUFFIXES
 from trainer.datasets.source.archive import ENDINGS
 from trainer.datasets.source.ndjson import SUFFIXES as NDJSON
-from trainer.datasets.source.reference import either_bucket
 from trainer.datasets.untrusted import Limits, safe_name
 
 # files that describe a dataset but do not name its folders, so the whole folder of the file is fetched
@@ -49,9 +48,8 @@ def wanted(relpath: str) -> bool:
     )
 
 
-def locate(store: ObjectStore, ref: ObjectRef, datasets_bucket: str) -> ObjectInfo | ObjectRef:
-    """Return the object that `ref` names, or else the folder. Raises `ObjectMissing` if neither exists."""
-    candidates = either_bucket(ref, datasets_bucket)
+def locate(store: ObjectStore, candidates: Sequence[ObjectRef]) -> ObjectInfo | ObjectRef:
+    """Return the first of the candidates that is an object or a folder. Raises `ObjectMissing` if none exists."""
     for candidate in candidates:
         try:
             return store.stat(candidate)
@@ -59,7 +57,10 @@ def locate(store: ObjectStore, ref: ObjectRef, datasets_bucket: str) -> ObjectIn
             if _is_folder(store, candidate):
                 return candidate
     looked = " and no ".join(f"{c.key!r} in bucket {c.bucket!r}" for c in candidates)
-    raise ObjectMissing(f"data_yaml: the storage has no {looked}. Check the path, or upload the dataset.")
+    raise ObjectMissing(
+        f"data_yaml: the storage has no {looked}. Check the path, or upload the dataset. "
+        "A run can read only the buckets in ALLOWED_BUCKETS."
+    )
 
 
 def take_manifest(

@@ -5,16 +5,21 @@
 | `/data/a/data.yaml`                     | a path on this host                                                     |
 | `a/data.yaml`                           | a path inside the dataset root                                          |
 | `storage:x/y/data.yaml`                 | the object `x/y/data.yaml` in the default bucket; if it does not exist: |
-|                                         | `y/data.yaml` in the bucket `x`                                         |
+|                                         | `y/data.yaml` in the bucket `x`, if `x` is an allowed bucket            |
 | our own storage URL (public, sign, …)   | the object of this URL; the token of a signed URL is not needed         |
 | any other `http(s)://`                  | the URL itself                                                          |
+
+A row is untrusted: it can name only allowed buckets, and no folder of the service itself.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -27,23 +32,37 @@ FORMS = (
     "give an absolute path, a path inside the dataset root, storage:BUCKET/PATH, or an http(s) URL "
     "of a YAML, an archive or an NDJSON file"
 )
-_OBJECT_URL = re.compile(r"/storage/v1/(?:object|render/image)/(?:(?:public|sign|authenticated)/)?([^/]+)/(.+)")
+_OBJECT_PATH = re.compile(r"/storage/v1/(?:object|render/image)/(?:(?:public|sign|authenticated)/)?([^/]+)/(.+)")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 def parse_reference(
-    text: str, *, dataset_root: Path, datasets_bucket: str, storage_base_url: str | None = None
+    text: str,
+    *,
+    dataset_root: Path,
+    datasets_bucket: str,
+    storage_base_url: str | None = None,
+    allowed_buckets: Collection[str] = (),
+    folder: str | None = None,
 ) -> DatasetRef:
     """Parse one dataset reference. `Fetcher` checks that the source exists and is readable.
 
-    `storage_base_url` is the URL of our own Supabase (or storage) host. Raises `DatasetError`.
+    `storage_base_url` is the URL of our own Supabase (or storage) host. `allowed_buckets` are buckets that a row can
+    name in addition to `datasets_bucket`. If `folder` is given, keys must be inside this folder of their bucket.
+    Raises `DatasetError`.
     """
     text = _plain(text)
     lower = text.lower()
+    buckets = {datasets_bucket, *allowed_buckets}
     if lower.startswith("storage:"):
-        return ObjectRef(bucket=datasets_bucket, key=object_key(text[len("storage:") :], text))
+        ref = ObjectRef(bucket=datasets_bucket, key=object_key(text[len("storage:") :], text))
+        return ref if folder is None else _in_folder(ref, buckets, folder, text)
     if lower.startswith(("http://", "https://")):
-        return _url(text, storage_base_url)
+        found = _url(text, storage_base_url)
+        if isinstance(found, ObjectRef):
+            require_bucket(found, buckets)
+            return found if folder is None else _in_folder(found, (), folder, text)
+        return found
     if lower.startswith("s3://"):
         raise DatasetError("data_yaml: s3:// datasets are not supported yet; copy the dataset into the storage bucket.")
     if _SCHEME.match(text):
@@ -66,20 +85,52 @@ def object_key(key: str, text: str) -> str:
     return "/".join(segments)
 
 
-def either_bucket(ref: ObjectRef, datasets_bucket: str) -> tuple[ObjectRef, ...]:
+def either_bucket(ref: ObjectRef, datasets_bucket: str, allowed_buckets: Collection[str]) -> tuple[ObjectRef, ...]:
     """Return the objects that a `storage:` reference can mean, in order of preference."""
     first, _, rest = ref.key.partition("/")
-    if ref.bucket != datasets_bucket or not rest:
+    if ref.bucket != datasets_bucket or not rest or first not in allowed_buckets:
         return (ref,)
     return ref, replace(ref, bucket=first, key=rest)
 
 
+def require_bucket(ref: ObjectRef, buckets: Collection[str]) -> None:
+    """Raise `DatasetError` if a row must not name the bucket of `ref`."""
+    if ref.bucket not in buckets:
+        raise DatasetError(
+            f"data_yaml: the bucket {shown(ref.bucket)} is not allowed for datasets. Upload the dataset to the bucket "
+            f"{shown(min(buckets))}, or let the operator add the bucket to ALLOWED_BUCKETS."
+        )
+
+
+def is_object_path(path: str, base_url: str, buckets: Collection[str]) -> bool:
+    """Return whether the path of a URL on our storage host names an object in one of `buckets`."""
+    decoded = unquote(unquote(path))  # a proxy may decode a path once more than the storage
+    match = _OBJECT_PATH.fullmatch(decoded.removeprefix(_base_path(base_url)))
+    return match is not None and match[1] in buckets and {"", ".", ".."}.isdisjoint(match[2].split("/"))
+
+
+def owner_folder(created_by: str | None) -> str:
+    """Return the folder of a user in each bucket: the `created_by` of the user's rows. Raises `DatasetError`."""
+    if not created_by or "/" in created_by or created_by in {".", ".."}:
+        raise DatasetError(
+            "data_yaml: a row can name only datasets in the folder of its owner, and created_by of this row is not the "
+            "name of a folder. Set created_by, or let the operator set DATASETS_BY_OWNER=0."
+        )
+    return created_by
+
+
 @dataclass(frozen=True)
 class Roots:
-    """The folders that a run is allowed to read. The dataset root is the first folder."""
+    """The folders that a run is allowed to read. The dataset root is the first folder.
+
+    `private` are folders and files of the service itself. No run can read them, except for a root inside them.
+    Unless `hidden_names` is set, a run cannot read a file whose path below the root has a name that starts with a dot.
+    """
 
     dataset_root: Path
     extra: tuple[Path, ...] = ()
+    private: tuple[Path, ...] = ()
+    hidden_names: bool = False
 
     def admit(self, path: Path | str) -> Path:
         """Return the real path of `path`. Raises `DatasetError` if the path does not exist or is outside the roots."""
@@ -98,16 +149,33 @@ class Roots:
         self._require_below(real, path)
         return real
 
+    @cached_property
+    def _real(self) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+        """The real paths of the roots and of the private folders. A dataset can have 100,000 links to check."""
+        roots = tuple(Path(os.path.realpath(root)) for root in (self.dataset_root, *self.extra))
+        return roots, tuple(Path(os.path.realpath(folder)) for folder in self.private)
+
     def _require_below(self, real: Path, path: Path | str) -> None:
-        try:
-            real = real.resolve()
-        except (OSError, RuntimeError):
-            real = Path("/")
-        roots = (root.resolve() for root in (self.dataset_root, *self.extra))
-        if not any(real.is_relative_to(root) for root in roots):
+        real = Path(os.path.realpath(real))
+        if not any(real.is_relative_to(root) for root in self._real[0]):
+            self.__dict__.pop("_real")  # the operator may have replaced a root that is a link
+        roots, private = self._real
+        around = [root for root in roots if real.is_relative_to(root)]
+        if not around:
             raise DatasetError(
                 f"data_yaml: {shown(str(path))} is outside the allowed folders. Move it into "
                 "DATASET_ROOT, or let the operator add its folder to EXTRA_DATASET_ROOTS."
+            )
+        nearest = max(around, key=lambda root: len(root.parts))
+        if any(real.is_relative_to(folder) and folder.is_relative_to(nearest) for folder in private):
+            raise DatasetError(
+                f"data_yaml: {shown(str(path))} is in a folder of the service itself, which contains the data of other "
+                "runs. Name the folder of a dataset."
+            )
+        if not self.hidden_names and all(_has_hidden_name(real.relative_to(root)) for root in around):
+            raise DatasetError(
+                f"data_yaml: {shown(str(path))} is hidden: a name in its path starts with a dot. Rename it, or let the "
+                "operator add its folder to EXTRA_DATASET_ROOTS."
             )
 
     def _require_mounted(self, path: Path) -> None:
@@ -117,6 +185,22 @@ class Roots:
                 raise HostUnfit(
                     f"{root}, one of EXTRA_DATASET_ROOTS, does not exist. Mount it on this host or create it."
                 )
+
+
+def _has_hidden_name(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+def _in_folder(ref: ObjectRef, buckets: Collection[str], folder: str, text: str) -> ObjectRef:
+    """Return the one object that `ref` means inside `folder`. `buckets` are the buckets that its key can begin with."""
+    first, _, rest = ref.key.partition("/")
+    named = replace(ref, bucket=first, key=rest) if first in buckets and rest else ref
+    for candidate in (named, ref):
+        if candidate.key.partition("/")[0] == folder:
+            return candidate
+    raise DatasetError(
+        f"data_yaml: {shown(text)} is not in the folder of the owner of this row. Write storage:{shown(folder)[1:-1]}/PATH."
+    )
 
 
 def _plain(text: str) -> str:
@@ -134,11 +218,14 @@ def _plain(text: str) -> str:
 def _url(text: str, storage_base_url: str | None) -> DatasetRef:
     url = _split(text)
     if storage_base_url and _origin(url) == _origin(_split(storage_base_url)):
-        base_path = _split(storage_base_url).path.rstrip("/").removesuffix("/storage/v1")
-        match = _OBJECT_URL.fullmatch(url.path.removeprefix(base_path))
+        match = _OBJECT_PATH.fullmatch(url.path.removeprefix(_base_path(storage_base_url)))
         if match:
             return ObjectRef(bucket=unquote(match[1]), key=object_key(_plain(unquote(match[2])), text))
     return HttpRef(url=text)
+
+
+def _base_path(storage_base_url: str) -> str:
+    return _split(storage_base_url).path.rstrip("/").removesuffix("/storage/v1")
 
 
 def _split(text: str) -> SplitResult:
