@@ -10,7 +10,7 @@ from queue_outcomes import OUTCOMES
 
 from trainer.core.boottime import boottime
 from trainer.core.errors import Unavailable
-from trainer.core.job import Status
+from trainer.core.job import Requester, Status
 from trainer.core.ports import Worker
 from trainer.core.run_row import RunFilter
 
@@ -39,12 +39,13 @@ def test_claim_returns_request_and_updates_row(queue_lab):
     assert queue_lab.worker("w1")["status"] == "busy"
 
 
-def test_claimed_and_next_run_have_their_owner(queue_lab):
+def test_claimed_and_next_run_have_their_owner_and_project(queue_lab):
     worker = Worker(id="w1")
-    for owner in ("ann", None):
-        queue_lab.insert(created_by=owner)
+    for owner, project in (("ann", str(uuid.uuid4())), (None, None)):
+        queue_lab.insert(created_by=owner, project_id=project)
+        requester = Requester(created_by=owner, project_id=project)
         following = queue_lab.queue.peek(worker)
-        assert (following.created_by, claim(queue_lab, worker.id).job.created_by) == (owner, owner)
+        assert (following.requester, claim(queue_lab, worker.id).job.requester) == (requester, requester)
 
 
 def test_lease_duration_is_counted_from_the_start_of_the_claim(queue_lab):

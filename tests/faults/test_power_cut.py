@@ -186,7 +186,7 @@ def test_fetched_weights_survive_power_cut(power_cut, tmp_path, release, source)
     model = ModelObject(ref=ref) if source == "bucket" else YOLO11N
     folder = ModelFolder(
         disk.place, store=store, artifacts_bucket=ref.bucket, run_of=lambda _: None, allow_download=True,
-        release_url=release.url,
+        release_url=release.url, known_digests={}, fine_tune_from="any",
     )  # fmt: skip
     path = folder.resolve(model, Task.DETECT, StopSignal())
     content = path.read_bytes()

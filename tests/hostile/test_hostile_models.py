@@ -232,7 +232,7 @@ def upload(folder, place, content):
     path = place / "store" / "upload"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-    ref = ObjectRef(bucket=BUCKET, key="runs/best.pt")
+    ref = ObjectRef(bucket=BUCKET, key="models/best.pt")
     folder.store.upload(path, ref, StopSignal())
     return ModelObject(ref=ref)
 

@@ -15,6 +15,7 @@ from trainer.core.run_folder import CHECKPOINTS
 ROOT = "training_runs"
 _CHECKPOINT = re.compile(rf"[0-9]{{1,10}}/{CHECKPOINTS}/[^/]+\.pt")
 _ATTEMPT = re.compile(rf"{ROOT}/[^/]+/([0-9]{{1,10}})/")
+_OF_RUN = re.compile(rf"{ROOT}/([^/]+)/.+")
 
 
 def attempt_prefix(run_id: str, attempt: int) -> str:
@@ -31,6 +32,12 @@ def is_checkpoint_of(run_id: str, key: str) -> bool:
     """Return whether `key` is the key of a checkpoint of this run, from any attempt."""
     top = f"{ROOT}/{run_id}/"
     return key.startswith(top) and _CHECKPOINT.fullmatch(key, len(top)) is not None
+
+
+def run_of_key(key: str) -> str | None:
+    """Return the ID of the run that published `key`, or None for a key of another form."""
+    found = _OF_RUN.fullmatch(key)
+    return found[1] if found and {"", ".", ".."}.isdisjoint(key.split("/")) else None
 
 
 def attempt_of(key: str) -> int:

@@ -89,6 +89,17 @@ class RunRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Requester:
+    """The author of a row. Rows without `created_by` belong to the service itself.
+
+    The author chooses `project_id` freely; only `created_by` is checked by the database.
+    """
+
+    created_by: str | None = None
+    project_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A run that `Queue.claim` or `Queue.peek` returned.
 
@@ -104,7 +115,12 @@ class Job:
     last_reported_attempt: int = 0  # attempt that reported this epoch
     gpus: int = 1  # number of GPUs that the run needs at the same time
     created_by: str | None = None  # the user who created the run; None: the service itself
+    project_id: str | None = None
     waited: float | None = None  # seconds between insert and first claim, by the clock of the queue
+
+    @property
+    def requester(self) -> Requester:
+        return Requester(created_by=self.created_by, project_id=self.project_id)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias
 
 from trainer.core.dataset import DatasetOrder, ObjectRef, PreparedDataset, Task
 from trainer.core.events import Event, Finished
-from trainer.core.job import Job, JsonObject, Lease, Outcome, RunEvent, RunRequest, Status, Verdict
+from trainer.core.job import Job, JsonObject, Lease, Outcome, Requester, RunEvent, RunRequest, Status, Verdict
 from trainer.core.model import ModelRef
 from trainer.core.plan import TrainPlan
 from trainer.core.run_row import ALL_RUNS, EventRow, RunFilter, RunOrder, RunPage, RunRow, WorkerRow
@@ -220,8 +220,8 @@ class Datasets(Protocol):
 class Weights(Protocol):
     """Finds the file of a model for the training process."""
 
-    def resolve(self, model: ModelRef, task: Task, stop: StopSignal) -> Path:
-        """Return the weights or the architecture YAML, downloaded if necessary. Raises BadRequest, Unavailable."""
+    def resolve(self, model: ModelRef, task: Task, stop: StopSignal, requester: Requester) -> Path:
+        """Return the weights or the architecture YAML for a row of `requester`. Raises BadRequest, Unavailable."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from trainer.core.text import shown
 
 JOB_COLUMNS = (  # the columns that `job_of` reads
     "id", "run_name", "data_yaml", "base_model", "configuration", "priority", "attempt", "checkpoint", "last_reported_epoch",
-    "last_reported_attempt", "created_at", "started_at", "run_group", "run_tags", "created_by",
+    "last_reported_attempt", "created_at", "started_at", "run_group", "run_tags", "created_by", "project_id",
 )  # fmt: skip
 JSON_COLUMNS = frozenset({"configuration", "results", "checkpoint", "data", "host_failures"})
 HARDWARE = (  # the columns of trainer_workers that a worker fills itself
@@ -90,6 +90,7 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
         last_reported_attempt=max(0, whole(row.get("last_reported_attempt")) or 0),
         gpus=max(1, requirements(request.configuration).gpus),
         created_by=_text(row.get("created_by")),
+        project_id=_text(row.get("project_id")),
         waited=_seconds_between(row.get("created_at"), row.get("started_at")),
     )
 

@@ -4,18 +4,18 @@ MODELS_DIR/yolo11n.pt           official weights, downloaded once or added by th
 MODELS_DIR/any/path.pt          the operator's own files
 MODELS_DIR/.architectures/      copies of packaged YAML files, with the size letter in their names
 MODELS_DIR/.runs/               models from the artifacts bucket, named by a SHA-256
+MODELS_DIR/.digests/            the SHA-256 of official weights without a known digest, written at their first use
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import assert_never
 
@@ -24,17 +24,17 @@ from filelock import FileLock, Timeout
 from trainer.core import model_catalog
 from trainer.core.dataset import ObjectRef, Task
 from trainer.core.errors import BadRequest, Unavailable, disk_errors
-from trainer.core.job import Status
+from trainer.core.job import Requester
 from trainer.core.model import Architecture, ModelFile, ModelObject, ModelOfRun, ModelRef, OfficialModel
 from trainer.core.ports import ObjectStore
-from trainer.core.results import artifacts_in
 from trainer.core.retry import RetryPolicy, retrying
-from trainer.core.run_folder import BEST
 from trainer.core.run_row import RunRow
 from trainer.core.stop import StopSignal
 from trainer.disk import durable
 from trainer.disk.checksum import sha256_of
 from trainer.remote.download import download
+from trainer.weights.digests import KNOWN, Digests
+from trainer.weights.fine_tuning import FineTuning, Scope
 from trainer.weights.model_file import checked, is_complete, is_intact, packaged_architecture
 
 RELEASE_URL = "https://github.com/ultralytics/assets/releases/download/v8.4.0"
@@ -54,12 +54,21 @@ class ModelFolder:
     artifacts_bucket: str
     run_of: Callable[[str], RunRow | None]  # returns the row of a run
     allow_download: bool
+    fine_tune_from: Scope = "owner"
+    known_digests: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: KNOWN)
     release_url: str = RELEASE_URL
     policy: RetryPolicy = _POLICY
 
-    def resolve(self, model: ModelRef, task: Task, stop: StopSignal) -> Path:
+    def resolve(
+        self,
+        model: ModelRef,
+        task: Task,
+        stop: StopSignal,
+        requester: Requester = Requester(),  # noqa: B008 - frozen
+    ) -> Path:
         """Return the file for `model`: weights, or a YAML file whose name has the size letter for Ultralytics.
 
+        `requester` is the author of the row, who can start only from the runs that `fine_tune_from` selects.
         Raises BadRequest (missing, not a model, not published for the task), Unavailable, MachineFailed, Stopped.
         """
         with disk_errors(self._describe):
@@ -72,10 +81,19 @@ class ModelFolder:
                 case ModelFile():
                     return self._own(model.name)
                 case ModelObject():
+                    self._fine_tuning.require_object(model.ref.key, requester)
                     return self._object(model.ref, None, stop)
                 case ModelOfRun():
-                    return self._object(*self._best_of(model.run_id), stop)
+                    return self._object(*self._fine_tuning.best_of(model.run_id, requester), stop)
         assert_never(model)
+
+    @property
+    def _fine_tuning(self) -> FineTuning:
+        return FineTuning(run_of=self.run_of, artifacts_bucket=self.artifacts_bucket, scope=self.fine_tune_from)
+
+    @property
+    def _digests(self) -> Digests:
+        return Digests(self.models_dir / ".digests", self.known_digests)
 
     def _describe(self, error: OSError) -> str:
         reason = error.strerror or type(error).__name__
@@ -111,7 +129,10 @@ class ModelFolder:
     def _official(self, name: str, stop: StopSignal) -> Path:
         path = self.models_dir / f"{name}.pt"
         if is_complete(path) or (path.is_file() and not self.allow_download):
-            return self._own(path.name)
+            self._own(path.name)
+            with self._locked(path.name, stop):
+                self._digests.check(path, path.name, stop)
+            return path
         if not self.allow_download:
             raise BadRequest(
                 f"base_model: {path.name} is not on this worker; copy it to MODELS_DIR ({self.models_dir}), "
@@ -136,6 +157,7 @@ class ModelFolder:
             download(url, to, stop, largest=_LARGEST)
             if not is_intact(to):
                 raise Unavailable(f"the download of {path.name} is damaged")
+            self._digests.check(to, path.name, stop)
 
         fix = f"copy {path.name} to MODELS_DIR ({self.models_dir})"
         if model_catalog.find_architecture(path.stem):
@@ -150,21 +172,6 @@ class ModelFolder:
             raise Unavailable(reason, retry_after=error.retry_after) from error
         except BadRequest as error:
             raise type(error)(f"base_model: {error}; {fix}") from error
-
-    def _best_of(self, run_id: str) -> tuple[ObjectRef, str | None]:
-        """Return the object with best.pt of a completed run, and its SHA-256 if the row has it. Raises BadRequest."""
-        row = self.run_of(run_id)
-        if row is None:
-            raise BadRequest(f"base_model = {run_id}: there is no run with this id; use the id of a completed run")
-        if row.status != Status.COMPLETED:
-            raise BadRequest(
-                f"base_model = {run_id}: the status of that run is {row.status}; only a completed run has a model"
-            )
-        for artifact in artifacts_in(row.results):
-            if artifact.name == BEST:
-                is_digest = re.fullmatch(r"[0-9a-f]{64}", str(artifact.sha256))
-                return artifact.ref(self.artifacts_bucket), artifact.sha256 if is_digest else None
-        raise BadRequest(f"base_model = {run_id}: that run published no best.pt; use another run")
 
     def _object(self, ref: ObjectRef, digest: str | None, stop: StopSignal) -> Path:
         if self.store is None or ref.bucket != self.artifacts_bucket:

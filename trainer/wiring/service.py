@@ -131,6 +131,8 @@ def build_run_services(
             artifacts_bucket=bucket,
             run_of=backend.runs.get,
             allow_download=settings.allow_weights_download,
+            # users who can write to the local queue can already read the files of this host
+            fine_tune_from=settings.fine_tune_from if settings.uses_supabase else "any",
         ),
         trainer=trainer,
         store=backend.store,

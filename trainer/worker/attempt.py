@@ -84,7 +84,8 @@ class Attempt:
         """Fetch the dataset, the model and the checkpoint. Return the training order."""
         run, services = self._run, self._services
         dataset = fetch_with_retries(lambda: self._prepare(plan), run)
-        model = fetch_with_retries(lambda: services.weights.resolve(plan.model, dataset.task, run.stop), run)
+        resolve = services.weights.resolve
+        model = fetch_with_retries(lambda: resolve(plan.model, dataset.task, run.stop, self._job.requester), run)
         self._folder.output.path.mkdir(parents=True, exist_ok=True)
         require_space(self._folder.path.parent, model)
         setup = Setup.of(plan, dataset)

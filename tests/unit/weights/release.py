@@ -33,7 +33,9 @@ def put(models: Path, name: str, content: bytes | None = None) -> Path:
 
 
 def files_in(models: Path) -> list[str]:
-    return [str(p.relative_to(models)) for p in models.rglob("*") if p.is_file() and p.suffix != ".lock"]
+    return [
+        str(p.relative_to(models)) for p in models.rglob("*") if p.is_file() and p.suffix not in {".lock", ".sha256"}
+    ]
 
 
 def upload(store: LocalObjectStore, tmp_path: Path, key: str, content: bytes) -> ObjectRef:

@@ -37,7 +37,7 @@ class FakeDatasets:
 
 
 class FakeWeights:
-    def resolve(self, model, task, stop):
+    def resolve(self, model, task, stop, requester):
         return Path("yolo11n.yaml")
 
 
