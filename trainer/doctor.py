@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,7 @@ def examine() -> Iterator[Check]:
     for name, nearest in misspelled_settings().items():
         yield Check(name="settings", state="warning", message=f"{name} is not a setting; did you mean {nearest}?")
     yield from _folders(settings)
+    yield from _permissions(settings)
     yield from _shared_memory(Path("/dev/shm"))  # noqa: S108
     yield from _gpus()
     yield from _until_fault("queue", _backend(settings))
@@ -81,7 +83,8 @@ def _backend(settings: Settings) -> Iterator[Check]:
         yield from _worker(settings, backend.runs)
         if backend.url:
             yield from _until_fault("clock", _clock(backend.url))
-        yield _readable_bucket(settings.supabase_datasets_bucket, backend.store, local=not settings.uses_supabase)
+        for bucket in (settings.supabase_datasets_bucket, *settings.allowed_buckets):
+            yield _readable_bucket(bucket, backend.store, local=not settings.uses_supabase)
         bucket = settings.supabase_artifacts_bucket
         yield from _until_fault(f"bucket {bucket}", _writable_bucket(bucket, settings.worker_id, backend.store))
 
@@ -117,6 +120,27 @@ def _writable(name: str, folder: Path) -> Check:
         )
         return Check(name=name, state="fault", message=message)
     return Check(name=name, state="ok", message=f"{folder}, {free / GIB:.0f} GiB free")
+
+
+def _permissions(settings: Settings) -> Iterator[Check]:
+    """Warn about files whose permissions let other users of this host read the keys or replace the models."""
+    environment = Path(str(settings.model_config.get("env_file")))
+    if _mode(environment) & stat.S_IROTH:
+        message = f"other users of this host can read {environment.absolute()}, which may contain keys: chmod 600 {environment}"
+        yield Check(name="permissions", state="warning", message=message)
+    for folder in (settings.trainer_home, settings.datasets_folder, settings.runs_folder, settings.models_folder):
+        if _mode(folder) & stat.S_IWOTH:
+            message = f"other users of this host can write to {folder}: chmod o-w {folder}"
+            yield Check(name="permissions", state="warning", message=message)
+
+
+def _mode(path: Path) -> int:
+    """Return the permissions of a file or folder, or 0 if it does not exist or is a device."""
+    try:
+        found = path.stat().st_mode
+    except OSError:
+        return 0
+    return stat.S_IMODE(found) if stat.S_ISREG(found) or stat.S_ISDIR(found) else 0
 
 
 def _shared_memory(folder: Path) -> Iterator[Check]:

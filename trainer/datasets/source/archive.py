@@ -187,7 +187,7 @@ class Extraction:
                 self._within(self.extracted_bytes)
                 out.write(chunk)
                 self.on_bytes(len(chunk))
-        target.chmod(0o444)
+        target.chmod(target.stat().st_mode & 0o444)  # read-only, for those whom the umask allows
         self.files += 1
 
     def _count(self, extracted: int) -> None:
