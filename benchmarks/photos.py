@@ -38,4 +38,4 @@ def photos(root: Path, width: int, height: int, *, train: int, val: int = 2) -> 
 
 def environment(home: Path) -> dict[str, str]:
     """Return the environment of a training process, which the baseline also uses."""
-    return child_environment(os.environ, private_folder(home, home), home, devices=())
+    return child_environment(os.environ, private_folder(home, home), devices=())

@@ -74,7 +74,7 @@ class Baseline:
     def __init__(self, folder: Path, data: Path) -> None:
         self._folder, self._data = folder, data
         private = private_folder(folder / "baseline-home", folder / "baseline-home")
-        self._environment = child_environment(os.environ, private, folder / "baseline-home", devices=())
+        self._environment = child_environment(os.environ, private, devices=())
         self._environment["PYTHONPATH"] += os.pathsep + str(PROBE)
         self._count = 0
 

@@ -81,7 +81,7 @@ def cancel(dataset: PreparedDataset, folder: Path, repeats: int) -> list[float]:
 def batch_callback(dataset: PreparedDataset, folder: Path, batches: int) -> float:
     """Return the microseconds that our callback adds to a batch, if the event pipe never blocks."""
     before = dict(os.environ)
-    os.environ |= child_environment(before, private_folder(folder, folder), folder, devices=())
+    os.environ |= child_environment(before, private_folder(folder, folder), devices=())
     import torch
 
     from trainer.training.child.event_pipe import EventWriter

@@ -23,7 +23,7 @@ FAKE_TRAINING = ROOT / "tests" / "process" / "programs" / os.environ.get("FAKE_T
 BEHAVIOR = Path(os.environ["TRAINER_HOME"]) / "behavior.json"
 
 program = (sys.executable, str(FAKE_TRAINING), "--behavior", str(BEHAVIOR))
-wiring_host.ChildTrainer = functools.partial(ChildTrainer, program=program)
+wiring_host.ChildTrainer = functools.partial(ChildTrainer, program=program, font_list=False)
 
 if pretended := int(os.environ.get("PRETENDED_GPUS", "0")):
     gpus = [host.Gpu(index=i, name="Pretended", memory=24 * 2**30, driver="1") for i in range(pretended)]

@@ -43,7 +43,7 @@ from trainer.wiring import host as wiring_host  # noqa: E402
 from trainer.worker import housekeeping  # noqa: E402
 
 program = (sys.executable, str(CHILD), "--behavior", str(HOME / "behavior.json"))
-wiring_host.ChildTrainer = functools.partial(ChildTrainer, program=program)
+wiring_host.ChildTrainer = functools.partial(ChildTrainer, program=program, font_list=False)
 
 housekeeping.EVERY = float(os.environ.get("SWEEP_SECONDS", housekeeping.EVERY))
 

@@ -98,5 +98,5 @@ def sandbox_host(root, home):
     (root / "images_of_user/2.png").symlink_to(root / "elsewhere" / "2.png")
     (root / "view/images/train/2.png").symlink_to(root / "images_of_user" / "2.png")
     folder = private_folder(home, root / "models")
-    environment = child_environment(dict(os.environ), folder, home, devices=())
+    environment = child_environment(dict(os.environ), folder, devices=())
     return SandboxHost(root, order_for(root), environment)

@@ -21,13 +21,14 @@ def test_samples_of_policy_include_imported_packages(host):
     assert all(path.is_file() for path in samples[-4:])
 
 
-def test_font_cache_is_writable_until_it_has_a_font_list(host):
-    fonts = Path(host.environment["MPLCONFIGDIR"])
+def test_training_process_writes_only_to_its_own_folders_and_to_devices(host):
+    """What other trainings read must not be among these folders."""
+    order, private = host.order, Path(host.environment["HOME"])
+    own = {order.run_dir, order.dataset.root, private, private / "tmp"}
 
-    assert fonts in policy.access_policy(host.order, host.environment).write
-    (fonts / "fontlist-v390.json").write_text("{}")
-    assert fonts not in policy.access_policy(host.order, host.environment).write
-    assert fonts in policy.access_policy(host.order, host.environment).read
+    others = set(policy.access_policy(order, host.environment).write) - own
+
+    assert all(str(path).startswith(("/dev/", f"/proc/{os.getpid()}/", "/tmp/nvidia-mps")) for path in others)
 
 
 def test_tree_without_excluded_path_contains_all_other_paths(tmp_path):

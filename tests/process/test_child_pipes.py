@@ -23,7 +23,7 @@ def start(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=[writing],
-            env=child_environment(dict(os.environ), folder, tmp_path, devices=None),
+            env=child_environment(dict(os.environ), folder, devices=None),
         )
         os.close(writing)
         events = os.fdopen(reading, "rb")

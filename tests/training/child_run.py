@@ -81,7 +81,7 @@ def run_child(
     """
     home.mkdir(parents=True, exist_ok=True)
     folder = private_folder(home, home / "weights")
-    environment = child_environment(dict(os.environ), folder, home, devices=()) | (env or {})
+    environment = child_environment(dict(os.environ), folder, devices=()) | (env or {})
     environment = {name: value for name, value in environment.items() if name not in without}
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)

@@ -34,7 +34,7 @@ def training(tmp_path):
             stdout=log,
             stderr=log,
             pass_fds=[writing],
-            env=child_environment(dict(os.environ), folder, tmp_path, devices=None),
+            env=child_environment(dict(os.environ), folder, devices=None),
         )
         os.close(writing)
         process.stdin.write(encode_order(order_for(dataset, tmp_path / "run", epochs=EPOCHS)))

@@ -87,17 +87,13 @@ def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> Acces
     linked = linked_files(order.dataset.root, order.dataset.readable)
     checkpoint = order.resume or order.best_of
     own = [order.dataset.root, order.dataset.data, order.model, *([checkpoint] if checkpoint else [])]
-    matplotlib = [Path(folder) for folder in _values(environment, "MPLCONFIGDIR")]
-    # all later runs share the font list, so its folder is writable only while the list does not exist
-    without_fonts = [folder for folder in matplotlib if not any(folder.glob("fontlist-*.json"))]
-    private = [Path(folder) for folder in _values(environment, "HOME", "TMPDIR", "YOLO_CONFIG_DIR", "CUDA_CACHE_PATH")]
+    private = [Path(folder) for folder in _values(environment, "HOME", "TMPDIR")]
     devices = [Path("/dev", name) for name in os.listdir("/dev") if name.startswith(_DEVICES)]  # noqa: PTH208
     return AccessPolicy(
         write=(
             order.run_dir,
             order.dataset.root,
             *private,
-            *without_fonts,
             *devices,
             Path(f"/proc/{os.getpid()}/task"),
             MPS,
@@ -106,7 +102,6 @@ def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> Acces
             *own,
             *linked,
             order.dataset.kept_pixels,
-            *matplotlib,
             *map(Path, _SYSTEM_FILES),
             *_amp_check(environment),
         ),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -62,17 +60,15 @@ _SETTINGS = {
 
 PRIVATE = "child-"  # prefix of private folders in the home of training processes
 PRIVATE_ELSEWHERE = "yolo-trainer-child-"  # prefix in the host's folder for temporary files
-_LONGEST_LOCK = 60.0  # seconds; an older lock is left by a crash, because writing a font list takes less time
+FONTS = "matplotlib"  # the folder for matplotlib's list of fonts, in a private folder
 _LONGEST_TMPDIR = 70  # characters: a Unix socket path has at most 107, and torch creates sockets with long names
 
 
-def child_environment(
-    parent: Mapping[str, str], folder: Path, caches: Path, *, devices: tuple[int, ...] | None
-) -> dict[str, str]:
+def child_environment(parent: Mapping[str, str], folder: Path, *, devices: tuple[int, ...] | None) -> dict[str, str]:
     """Return the environment of a training process: allowed variables of `parent`, and variables for the isolation.
 
-    `folder` is private to the process (see `private_folder`); processes share `caches`. `devices` are GPU indices
-    (empty: no GPU), or None for a prestarted process, which gets its devices with its training order.
+    `folder` is private to the process (see `private_folder`), so a training cannot leave a file for the next one.
+    `devices` are GPU indices (empty: no GPU), or None for a prestarted process, which gets them with its training order.
     """
     paths = [str(_PROJECT), *filter(None, parent.get("PYTHONPATH", "").split(os.pathsep))]
     environment = {
@@ -83,8 +79,11 @@ def child_environment(
         "YOLO_CONFIG_DIR": str(folder),
         "XDG_CACHE_HOME": str(folder / "cache"),
         "XDG_CONFIG_HOME": str(folder / "config"),
-        "MPLCONFIGDIR": str(caches / "matplotlib"),  # shared, because writing the font list takes seconds
-        "CUDA_CACHE_PATH": str(caches / "cuda"),  # kernels compiled for a GPU newer than the torch build
+        "MPLCONFIGDIR": str(folder / FONTS),
+        # the default is a folder in /var/tmp that every local user can create
+        "POLARS_TEMP_DIR": str(folder / "tmp" / "polars"),
+        "POLARS_OOC_SPILL_DIR": str(folder / "tmp" / "polars"),
+        "CUDA_CACHE_PATH": str(folder / "cuda"),  # kernels compiled for a GPU newer than the torch build
         "PYTHONPATH": os.pathsep.join(paths),
     }
     if devices is None:
@@ -101,9 +100,7 @@ def private_folder(home: Path, weights: Path) -> Path:
     The settings in the folder disable all use of the network. Fonts in the folder replace a download. Ultralytics looks
     in the folder `weights` for the weights of its AMP check. Raises OSError.
     """
-    for cache in (home / "matplotlib", home / "cuda"):
-        cache.mkdir(parents=True, exist_ok=True)
-    _remove_stale_locks(home / "matplotlib")
+    home.mkdir(parents=True, exist_ok=True)
     is_short = len(str(home)) <= _LONGEST_TMPDIR - len(f"/{PRIVATE}12345678/tmp")
     folder = Path(
         tempfile.mkdtemp(prefix=PRIVATE, dir=home) if is_short else tempfile.mkdtemp(prefix=PRIVATE_ELSEWHERE)
@@ -122,11 +119,3 @@ def private_folder(home: Path, weights: Path) -> Path:
         for name in ("Arial.ttf", "Arial.Unicode.ttf"):
             (configuration / name).symlink_to(Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf")
     return folder
-
-
-def _remove_stale_locks(folder: Path) -> None:
-    """Remove lock files of crashed processes. Otherwise, matplotlib waits five seconds for them in each process."""
-    for lock in folder.glob("*.matplotlib-lock"):
-        with contextlib.suppress(OSError):  # training processes can write here, so the entry can be of any type
-            if time.time() - lock.stat().st_mtime > _LONGEST_LOCK:
-                lock.unlink()

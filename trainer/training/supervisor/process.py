@@ -22,8 +22,10 @@ from trainer.disk.old_folders import OldFolders
 from trainer.sandbox import private_network
 from trainer.training.supervisor.environment import PRIVATE, PRIVATE_ELSEWHERE, child_environment, private_folder
 from trainer.training.supervisor.event_dispatch import EventLimits
+from trainer.training.supervisor.font_list import copy_font_list, make_font_list
 from trainer.training.supervisor.orphans import adopt_orphans, end_orphans
 from trainer.training.supervisor.process_tree import ProcessTree
+from trainer.training.supervisor.shared_memory import SharedMemory
 from trainer.training.supervisor.training_watch import TimeLimits, TrainingWatch
 from trainer.training.supervisor.unconfined import DISABLED, unconfined
 from trainer.training.wire import FAST_LOADER, SANDBOX, SandboxReport, encode_order
@@ -39,7 +41,7 @@ class ChildTrainer:
     """Implements the port `Trainer` with one process for each training. Safe to use from several threads.
 
     `environment` is the environment of the supervisor; a training process gets only the allowed variables. `home`
-    contains private folders and caches of training processes. `weights` is the folder of the weights for the AMP check.
+    contains private folders of training processes. `weights` is the folder of the weights for the AMP check.
     If `warm_start` is set, a prestarted process has imported its packages and waits for a training order: see `warm`.
     `fast_loader_bytes` is the maximum size of the decoded images that a run may store (0: none). `sandbox` says what
     happens on a host without the whole sandbox: a run fails there (`required`) or continues with a warning (`auto`).
@@ -56,6 +58,7 @@ class ChildTrainer:
     fast_loader_bytes: int = 0
     sandbox: Literal["required", "auto", "0"] = "auto"
     private_network: bool = False
+    font_list: bool = True
     _locks: FolderLocks = field(default_factory=FolderLocks, init=False)
     _prestarted: ProcessTree | None = field(default=None, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards _prestarted and _closed
@@ -90,9 +93,14 @@ class ChildTrainer:
             prestarted.close()
 
     def tidy(self) -> None:
-        """Remove the private folders of processes whose service and subreapers were killed together."""
+        """Remove the private folders of processes whose service and subreapers were killed together.
+
+        Make matplotlib's list of fonts, if `font_list` is set. Raises OSError.
+        """
         for folders in self._private_folders:
             folders.sweep()
+        if self.font_list:
+            make_font_list(self.home, self.environment)
 
     def train(
         self,
@@ -127,8 +135,10 @@ class ChildTrainer:
             prestarted.close()
             prestarted = None
         process = prestarted or self._start(order.devices)
+        shared_memory = SharedMemory()
         with contextlib.ExitStack() as afterwards:
             afterwards.callback(process.dispatcher.close)
+            afterwards.callback(shared_memory.remove_new)
             afterwards.callback(_end_orphans, process)
             afterwards.callback(process.close)
             process.send(encode_order(order))
@@ -140,12 +150,13 @@ class ChildTrainer:
     def _start(self, devices: tuple[int, ...] | None) -> ProcessTree:
         try:
             folder = private_folder(self.home, self.weights)
+            copy_font_list(self.home, folder)
         except OSError as error:
             raise HostFailed(
                 f"The private folder of the training process cannot be created in {self.home} ({error}): free disk "
                 "space, or check the mount and its permissions.",
             ) from error
-        environment = child_environment(self.environment, folder, self.home, devices=devices) | {
+        environment = child_environment(self.environment, folder, devices=devices) | {
             FAST_LOADER: str(self.fast_loader_bytes),
             SANDBOX: self.sandbox,
         }

@@ -1,0 +1,131 @@
+"""A training leaves nothing that a later training reads: no shared memory, and no configuration of a library."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.process import conftest as processes
+from tests.process.conftest import PROGRAMS, Trained
+from trainer.core.errors import TrainerError
+from trainer.training.supervisor import font_list
+from trainer.training.supervisor.process import ChildTrainer
+
+home, program, leak_check = processes.home, processes.program, processes.leak_check
+SHARED = Path("/dev/shm")
+
+
+@pytest.fixture
+def prefix():
+    prefix = f"leftover-{uuid.uuid4()}"
+    yield prefix
+    for path in SHARED.glob(f"{prefix}*"):
+        path.unlink()
+
+
+def test_shared_memory_of_a_training_is_removed_unless_a_process_uses_it(program, tmp_path, prefix, leak_check):
+    (SHARED / f"{prefix}-before").touch()
+    training = program("leaves_files", prefix)
+    opened = []
+
+    def use_the_shared_file():
+        processes.wait_until((SHARED / f"{prefix}-shared").exists)
+        opened.append((SHARED / f"{prefix}-shared").open("wb"))
+        opened[0].write(b"in use")
+        opened[0].flush()
+
+    training.when(lambda t: t.of("phase"), use_the_shared_file)
+    training.train()
+
+    left = sorted(path.name.removeprefix(prefix) for path in SHARED.glob(f"{prefix}*"))
+    opened[0].close()
+    assert left == ["-before", "-shared"]
+    assert Path("/etc/passwd").exists()
+
+
+def test_training_finds_no_configuration_of_an_earlier_training(program, home, prefix):
+    training = program("leaves_files", prefix)
+    font_list.make_font_list(home, os.environ)
+    kept = {path: path.read_bytes() for path in home.rglob("fontlist-*")}
+    reports = []
+    for _ in range(2):
+        training.when(lambda t: len(t.of("phase")) > len(reports), lambda: free_the_program(prefix))
+        reports.append(training.train().report["environment"])
+
+    assert [report["found"] for report in reports] == [[], []]
+    assert not set(reports[0]["folders"]) & set(reports[1]["folders"])
+    assert {path: path.read_bytes() for path in home.rglob("fontlist-*")} == kept
+    assert len(kept) == 1
+
+
+def free_the_program(prefix):
+    processes.wait_until((SHARED / f"{prefix}-shared").exists)
+    (SHARED / f"{prefix}-shared").write_text("continue")
+
+
+def test_each_training_gets_its_own_copy_of_the_font_list(program, home):
+    font_list.make_font_list(home, os.environ)
+    folder = home / "private"
+    folder.mkdir()
+    font_list.copy_font_list(home, folder)
+    look = "import matplotlib.font_manager as m, pathlib, os; print(m._load_fontmanager.__name__, len(m.fontManager.ttflist))"
+    done = subprocess.run(
+        [sys.executable, "-c", look], env={"MPLCONFIGDIR": str(folder / "matplotlib"), "PATH": "/usr/bin"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    (copy,) = (folder / "matplotlib").glob("fontlist-*.json")
+    (kept,) = home.glob("fonts-*/fontlist-*.json")
+    assert int(done.stdout.split()[1]) > 10
+    assert copy.stat().st_ino != kept.stat().st_ino
+    assert copy.read_bytes() == kept.read_bytes()
+
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+
+
+@needs_strace
+@pytest.mark.long
+def test_prestarted_process_opens_no_file_that_a_training_could_have_written(tmp_path, home):
+    """The real process imports its packages before its training order arrives, and enters the sandbox afterwards."""
+    trace = tmp_path / "trace"
+    strace = ["strace", "-f", "-qq", "-e", "trace=open,openat,openat2,execve", "-o", str(trace)]
+    child = [sys.executable, "-m", "trainer.training.child.main"]
+    trainer = ChildTrainer(
+        environment=dict(os.environ), home=home, weights=tmp_path / "models", warm_start=True, program=[*strace, *child],
+    )  # fmt: skip
+    trainer.warm()
+    private = next(home.glob("child-*"))
+    training = Trained(tmp_path, trainer)
+    trainer.warm_start = False
+    with pytest.raises(TrainerError):
+        training.train(epochs=1)  # the dataset does not exist
+
+    before = trace.read_text().split(str(tmp_path), 1)[0]  # until the process uses its training order
+    names = re.findall(r'(?:open|openat|openat2|execve)\((?:AT_FDCWD, )?"([^"]+)"', before)
+    opened = {
+        Path(os.path.normpath(private / "tmp" / name)) for name in names
+    }  # the folder in which the process starts
+
+    assert len(opened) > 1000
+    system = [
+        "/usr",
+        "/lib",
+        "/lib64",
+        "/etc",
+        "/proc",
+        "/sys",
+        "/dev/null",
+        "/dev/urandom",
+        "/var/cache/fontconfig",
+        "/var/lib/libuuid",
+    ]
+    roots = [private, sys.prefix, sys.base_prefix, PROGRAMS.parents[2], *system, *os.environ["PATH"].split(":")]
+    assert {path for path in opened if not any(map(path.is_relative_to, roots))} == set()

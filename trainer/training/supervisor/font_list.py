@@ -1,0 +1,57 @@
+"""Matplotlib's list of the fonts of this host. Making it takes seconds with many fonts, so each training gets a copy.
+
+Only the supervisor writes the list that is copied, because a training could change the list for later trainings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from trainer.disk.removal import remove_tree
+from trainer.training.supervisor.environment import FONTS, child_environment, private_folder
+
+_SECONDS = 60.0  # time limit
+
+
+def make_font_list(home: Path, environment: Mapping[str, str]) -> None:
+    """Make the list for this version of matplotlib, unless it exists. Raises OSError.
+
+    `home` contains the private folders of training processes, and `environment` is the environment of the supervisor.
+    """
+    kept = _kept(home)
+    if kept is None or kept.exists():
+        return
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    folder = private_folder(home, home)
+    command = [sys.executable, "-c", "import matplotlib.font_manager"]
+    try:
+        subprocess.run(
+            command, env=child_environment(environment, folder, devices=()), cwd=folder / "tmp", timeout=_SECONDS,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+        (folder / FONTS).rename(kept)
+    except subprocess.SubprocessError:
+        return  # each training makes its own list
+    finally:
+        remove_tree(folder)
+
+
+def copy_font_list(home: Path, folder: Path) -> None:
+    """Copy the list, if it exists, into the private folder of a training process. Raises OSError."""
+    kept = _kept(home)
+    if kept:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copytree(kept, folder / FONTS)
+
+
+def _kept(home: Path) -> Path | None:
+    try:
+        return home / f"fonts-{version('matplotlib')}"
+    except PackageNotFoundError:
+        return None  # the training process reports that the installation is incomplete

@@ -1,0 +1,66 @@
+"""Files that a training left in /dev/shm. They would fill the memory of the host, and later trainings could read them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from trainer.disk.removal import remove_tree
+
+_FOLDER = Path("/dev/shm")  # noqa: S108 - the C library always uses this folder
+
+
+class SharedMemory:
+    """The files in the folder of shared memory at one time. `remove_new` removes the files that were added since."""
+
+    def __init__(self, folder: Path = _FOLDER) -> None:
+        self._folder = folder
+        self._before = set(self._own_files())
+
+    def remove_new(self) -> None:
+        """Remove the new files of this user that no process uses. Another training may have added some of them.
+
+        A process that uses a removed file is not affected, because it keeps its memory.
+        """
+        new = {name for name, _ in set(self._own_files()) - self._before}
+        for name in new and new - set(self._names_in_use()):
+            with contextlib.suppress(OSError):  # another thread has removed the file
+                _remove(self._folder / name)
+
+    def _own_files(self) -> Iterator[tuple[str, int]]:
+        """Yield the name and the inode of each file or folder of this user."""
+        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                        yield entry.name, entry.inode()
+
+    def _names_in_use(self) -> Iterator[str]:
+        """Yield the names that a process of this user has opened or mapped; for a folder, the folder's name."""
+        prefix = f"{self._folder}/"
+        for pid in psutil.pids():
+            for path in _used_paths(Path(f"/proc/{pid}")):
+                if path.startswith(prefix):
+                    yield path.removeprefix(prefix).partition("/")[0]
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except IsADirectoryError:
+        remove_tree(path)
+
+
+def _used_paths(process: Path) -> Iterator[str]:
+    # the process can end meanwhile, and the files of another user cannot be read
+    with contextlib.suppress(OSError):
+        for descriptor in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                yield str(descriptor.readlink())
+    with contextlib.suppress(OSError):
+        for line in (process / "maps").read_bytes().splitlines():
+            yield os.fsdecode(line.split(maxsplit=5)[-1])
