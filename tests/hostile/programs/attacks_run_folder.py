@@ -2,7 +2,6 @@
 
 It trains like tests/process/programs/trains_quickly.py. These options of `behavior.json` are Python code:
 
-    at_start        executed before the first event
     with_epoch      executed after each epoch; `epoch` is its number
     at_end          executed after the weights are written, and before the final event, which describes these weights
 
@@ -24,12 +23,15 @@ from trainer.training.wire import SANDBOX, decode_command
 
 
 class Attack(Quick):
-    def train(self):
+    def enter_sandbox(self):
+        """Read the training order and enter the sandbox, before any thread starts."""
+        line = sys.stdin.readline()
+        self.order = json.loads(line)
+        self.behavior = self.read_behavior(self.order)
         if os.environ.get(SANDBOX) != "0":
-            missing = confine(decode_command(json.dumps(self.order).encode()), os.environ)
+            missing = confine(decode_command(line.encode()), os.environ)
             assert not missing, missing
-        self.execute("at_start")
-        super().train()
+        self.ordered.set()
 
     def train_epoch(self, epoch):
         super().train_epoch(epoch)
@@ -55,4 +57,6 @@ if __name__ == "__main__":
     parser.add_argument("--behavior")
     parser.add_argument("--events-fd", type=int, required=True)
     arguments = parser.parse_args()
-    Attack(arguments.events_fd, arguments.behavior).main()
+    attack = Attack(arguments.events_fd, arguments.behavior)
+    attack.enter_sandbox()
+    attack.main()
