@@ -27,27 +27,56 @@ def prefix():
     prefix = f"leftover-{uuid.uuid4()}"
     yield prefix
     for path in SHARED.glob(f"{prefix}*"):
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def test_shared_memory_of_a_training_is_removed_unless_a_process_uses_it(program, tmp_path, prefix, leak_check):
+ALONE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or subprocess.run([*ALONE, "true"], check=False, capture_output=True).returncode != 0,
+    reason="needs root, for a process that sees no other processes",
+)
+
+
+@needs_root
+def test_shared_memory_of_a_training_is_removed_unless_a_process_uses_it(tmp_path, home, prefix):
+    for folder in ("dataset", "run"):
+        (tmp_path / folder).mkdir()
+    environment = os.environ | {"PYTHONPATH": str(PROGRAMS.parents[2])}
+    subprocess.run(
+        [*ALONE, sys.executable, __file__, tmp_path, home, prefix], env=environment, check=True, timeout=60
+    )  # fmt: skip
+
+    assert left_in_shared_memory(prefix) == ["-before", "-shared"]
+    assert Path("/etc/passwd").exists()
+
+
+def test_shared_memory_is_kept_if_the_user_runs_other_programs(program, prefix):
+    (SHARED / f"{prefix}-shared").write_text("of another program")
+    with subprocess.Popen(["setsid", "--fork", "sleep", "30"]) as other:
+        other.wait()
+        program("leaves_files", prefix).train()
+
+    assert "-file" in left_in_shared_memory(prefix)
+
+
+def left_in_shared_memory(prefix):
+    return sorted(path.name.removeprefix(prefix) for path in SHARED.glob(f"{prefix}*"))
+
+
+def train_alone(folder, home, prefix):
+    """Train while this process uses one of the files. All processes that it sees are its own."""
     (SHARED / f"{prefix}-before").touch()
-    training = program("leaves_files", prefix)
+    program = (sys.executable, str(PROGRAMS / "leaves_files.py"), prefix)
+    training = Trained(folder, ChildTrainer(environment=dict(os.environ), home=home, weights=home, program=program))
     opened = []
 
     def use_the_shared_file():
         processes.wait_until((SHARED / f"{prefix}-shared").exists)
-        opened.append((SHARED / f"{prefix}-shared").open("wb"))
+        opened.append((SHARED / f"{prefix}-shared").open("wb", buffering=0))
         opened[0].write(b"in use")
-        opened[0].flush()
 
     training.when(lambda t: t.of("phase"), use_the_shared_file)
     training.train()
-
-    left = sorted(path.name.removeprefix(prefix) for path in SHARED.glob(f"{prefix}*"))
-    opened[0].close()
-    assert left == ["-before", "-shared"]
-    assert Path("/etc/passwd").exists()
 
 
 def test_training_finds_no_configuration_of_an_earlier_training(program, home, prefix):
@@ -129,3 +158,7 @@ def test_prestarted_process_opens_no_file_that_a_training_could_have_written(tmp
     ]
     roots = [private, sys.prefix, sys.base_prefix, PROGRAMS.parents[2], *system, *os.environ["PATH"].split(":")]
     assert {path for path in opened if not any(map(path.is_relative_to, roots))} == set()
+
+
+if __name__ == "__main__":
+    train_alone(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

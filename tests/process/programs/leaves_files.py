@@ -3,6 +3,7 @@
 Reports the planted files that it found there. Argument: a prefix for the names in /dev/shm.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -23,9 +24,10 @@ for folder in (Path(os.environ[name]) for name in VARIABLES):
         (folder / name).write_text("planted")
 memory = Path("/dev/shm")
 (memory / f"{sys.argv[1]}-file").write_bytes(bytes(1 << 20))
-(memory / f"{sys.argv[1]}-folder" / "deep").mkdir(parents=True)
+(memory / f"{sys.argv[1]}-folder" / "deep").mkdir(parents=True, exist_ok=True)
 (memory / f"{sys.argv[1]}-folder" / "deep" / "file").touch()
-(memory / f"{sys.argv[1]}-link").symlink_to("/etc")
+with contextlib.suppress(FileExistsError):
+    (memory / f"{sys.argv[1]}-link").symlink_to("/etc")
 shared = memory / f"{sys.argv[1]}-shared"
 shared.touch()
 while shared.exists() and not shared.read_bytes():

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from trainer.disk.removal import remove_tree
+from trainer.training.supervisor.subreaper import descendants
 
 _FOLDER = Path("/dev/shm")  # noqa: S108 - the C library always uses this folder
 
@@ -24,12 +25,14 @@ class SharedMemory:
     def remove_new(self) -> None:
         """Remove the new files of this user that no process uses. Another training may have added some of them.
 
-        A process that uses a removed file is not affected, because it keeps its memory.
+        A process that uses a removed file is not affected, because it keeps its memory. Nothing is removed if this user
+        also runs other programs, because the files could belong to them.
         """
         new = {name for name, _ in set(self._own_files()) - self._before}
-        for name in new and new - set(self._names_in_use()):
-            with contextlib.suppress(OSError):  # another thread has removed the file
-                _remove(self._folder / name)
+        if new and _is_only_program_of_user():
+            for name in new - set(self._names_in_use()):
+                with contextlib.suppress(OSError):  # another thread has removed the file
+                    _remove(self._folder / name)
 
     def _own_files(self) -> Iterator[tuple[str, int]]:
         """Yield the name and the inode of each file or folder of this user."""
@@ -46,6 +49,16 @@ class SharedMemory:
             for path in _used_paths(Path(f"/proc/{pid}")):
                 if path.startswith(prefix):
                     yield path.removeprefix(prefix).partition("/")[0]
+
+
+def _is_only_program_of_user() -> bool:
+    """Return whether all processes of this user are this process and its descendants."""
+    own = {os.getpid(), *descendants(os.getpid())}
+    for pid in set(psutil.pids()) - own:
+        with contextlib.suppress(OSError):  # the process has ended
+            if Path(f"/proc/{pid}").stat().st_uid == os.geteuid():
+                return False
+    return True
 
 
 def _remove(path: Path) -> None:
