@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +28,8 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
-LARGEST = 64 * 2**20  # bytes; a journal is read into memory
+LARGEST = 2**30  # bytes; only the events that are not delivered yet are kept in memory
+_LONGEST_LINE = 16 * 2**20  # bytes; an outcome has a few hundred KiB
 _LAST_SEQ = 2**31 - 1
 _ABANDONED = 86_400.0  # seconds after which a journal without its final name is removed
 
@@ -93,37 +94,42 @@ def _read(file: FileIO, path: Path, worker_id: str, lease_seconds: float) -> Jou
     size = os.fstat(file.fileno()).st_size
     if size > LARGEST:
         raise ValueError(f"it has {size} bytes, more than the maximum of {LARGEST}")
-    lines = _lines(file.readall())
+    lines = _lines(file)
     header = _validated(HEADER, next(lines, {}).get("lease"), "lease")
     job = Job(id=header.run_id, request=RunRequest(data_yaml=None), attempt=header.attempt)
     lease = Lease(job=job, claim_id=header.claim_id, worker_id=worker_id, seconds=lease_seconds, trusted_until=0.0)
     events: list[RunEvent] = []
-    delivered, recoveries, outcome, dropped = 0, 0, None, set[int]()
+    delivered, last_seq, recoveries, outcome, dropped = 0, 0, 0, None, set[int]()
     for line in lines:
         if "outcome" in line:
             outcome = _validated(OUTCOME, line["outcome"], "outcome")
         elif "delivered" in line:
             delivered = max(delivered, _number(line["delivered"]))
+            last_seq = max(last_seq, delivered)
+            events = [event for event in events if event.seq > delivered]
         elif "dropped" in line:
             dropped.add(_number(line["dropped"]))
         elif "recovery" in line:
             recoveries = max(recoveries, _number(line["recovery"]))
         elif event := _event(line.get("event")):
             events.append(event)
+            last_seq = max(last_seq, event.seq)
     pending = [event for event in events if event.seq > delivered and event.seq not in dropped]
-    last_seq = max((event.seq for event in events), default=0)
     return Journal(
-        file, path, lease, pending=pending, last_seq=max(last_seq, delivered), outcome=outcome, recoveries=recoveries,
+        file, path, lease, pending=pending, last_seq=last_seq, outcome=outcome, recoveries=recoveries,
     )  # fmt: skip
 
 
-def _lines(content: bytes) -> Iterator[JsonObject]:
-    for text in content.split(b"\n"):
+def _lines(file: FileIO) -> Iterator[JsonObject]:
+    """Yield the readable lines. The position of the file is then its end, so that new lines are appended."""
+    reader = BufferedReader(file, 2**20)
+    for text in iter(lambda: reader.readline(_LONGEST_LINE), b""):
         # a line may be incomplete after a crash or on a full disk
         with suppress(ValueError, RecursionError):
             line = json.loads(text)
             if isinstance(line, dict):
                 yield line
+    reader.detach()  # the file stays open
 
 
 def _validated(adapter: TypeAdapter[T], value: Json, what: str) -> T:

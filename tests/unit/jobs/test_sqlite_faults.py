@@ -7,8 +7,9 @@ from contextlib import closing
 import pytest
 
 from tests.unit.jobs.sqlite_calls import claim, enqueue, python
-from trainer.core.errors import Misconfigured, Unavailable
-from trainer.core.job import Failed, Verdict
+from trainer.core.errors import Misconfigured, Refused, Unavailable
+from trainer.core.job import Failed, RunEvent, RunRequest, Verdict
+from trainer.core.ports import Worker
 from trainer.jobs import sqlite
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.jobs.sqlite_file import SqliteFile
@@ -185,3 +186,20 @@ def test_claim_uses_indexes_without_sorting(path, sql, index):
         plan = str(other.execute(f"explain query plan {sql}", ["2026"] * sql.count("?")).fetchall())
     assert index in plan
     assert "TEMP B-TREE" not in plan
+
+
+def test_value_that_a_trigger_refuses_raises_refused(path):
+    queue = SqliteQueue(path)
+    run_id = queue.enqueue(RunRequest(data_yaml="a"))
+    lease = queue.claim(Worker(id="w"), "11111111-1111-4111-8111-111111111111", 60)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(
+            "create trigger app_rule before insert on training_run_events when new.kind = 'odd' "
+            "begin select raise(abort, 'the app refuses this'); end"
+        )
+
+    with pytest.raises(Refused, match="the app refuses this"):
+        queue.beat(lease, None, [RunEvent(seq=1, at="2026-01-01T00:00:00+00:00", kind="odd", data={})])
+
+    assert queue.beat(lease, None, []) is Verdict.OK
+    assert queue.events(run_id) == []

@@ -9,7 +9,7 @@ import postgrest.exceptions
 import pytest
 from postgrest.exceptions import APIError
 
-from trainer.core.errors import Misconfigured, TrainerError, Unavailable
+from trainer.core.errors import Misconfigured, Refused, TrainerError, Unavailable
 from trainer.remote import supabase as remote
 from trainer.remote.supabase import CallLimits, Project, translated
 from trainer.remote.supabase_access import checked_key, checked_url, role_of
@@ -112,6 +112,17 @@ def test_error_of_other_server_advises_to_check_url(status):
         error = failure(lambda _, answer=answer: answer)
         assert isinstance(error, Misconfigured)
         assert "SUPABASE_URL" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("22P02", 400), ("22003", 400), ("22P05", 400), ("23503", 409), ("23505", 409), ("23514", 400), ("P0001", 400),
+     ("54000", 500), ("PGRST102", 400), (None, 413)],
+)  # fmt: skip
+def test_refused_value_is_no_outage(code, status):
+    error = refused(code, status=status)
+    assert isinstance(error, Refused)
+    assert (code or str(status)) in str(error)
 
 
 @pytest.mark.parametrize("code", ["PGRST999", "22P02", "22P05", "23503", "23505", "P0001"])
