@@ -5,7 +5,6 @@ Secrets are removed from every line, because messages of libraries and servers c
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
@@ -15,6 +14,8 @@ from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from trainer.core.text import escaped, one_line, safe_json
 
 # sd-daemon(3): a line that starts with <N> has syslog priority N
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "exception": 3, "critical": 2}
@@ -37,6 +38,7 @@ def configure_logging(form: str, level: str, secrets: Iterable[str] = (), stream
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             Censor(secrets),
+            _escape_names_and_exceptions,
             *_renderers(form, colors=stream.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
@@ -52,16 +54,27 @@ def _run_labels(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 def _renderers(form: str, *, colors: bool) -> list[Processor]:
     if form == "json":
-        return [structlog.processors.JSONRenderer(default=str)]
+        return [structlog.processors.JSONRenderer(serializer=safe_json, default=str)]
     if form == "journal":
         return [_plain_line]
     return [_escape_control_characters, structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0)]
 
 
+def _escape_names_and_exceptions(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Escape control characters in the names of fields and in exceptions, which can contain text of a row or a dataset.
+
+    An exception is indented, so that no line of it looks like another log line.
+    """
+    event = {one_line(name): value for name, value in event.items()}
+    if isinstance(trace := event.get("exception"), str):
+        event["exception"] = "\n".join(f"    {line}" for line in escaped(trace).split("\n"))
+    return event
+
+
 def _escape_control_characters(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Escape control characters in fields: a row can contain any name, and a terminal interprets control characters."""
     is_raw = {name for name, value in event.items() if isinstance(value, str) and not value.isprintable()}
-    return {name: json.dumps(value) if name in is_raw - {"exception"} else value for name, value in event.items()}
+    return {name: safe_json(value) if name in is_raw - {"exception"} else value for name, value in event.items()}
 
 
 def _plain_line(_: WrappedLogger, method: str, event: EventDict) -> str:
@@ -79,7 +92,7 @@ def _quoted(value: object) -> str:
     """Return the value as text, in quotes if it could look like another field or line: a row can contain any name."""
     text = str(value)
     is_plain = text.isprintable() and text and not any(mark in text for mark in ' "=')
-    return text if is_plain else json.dumps(text, ensure_ascii=not text.isprintable())
+    return text if is_plain else safe_json(text, ensure_ascii=not text.isprintable())
 
 
 class Unfailing:

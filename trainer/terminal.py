@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from rich.console import Console, Group
+from rich.highlighter import JSONHighlighter
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
@@ -19,6 +20,7 @@ from trainer.core.model_catalog import Entry
 from trainer.core.ports import RunTable
 from trainer.core.results import artifacts_in
 from trainer.core.run_row import RunRow, WorkerRow
+from trainer.core.text import escaped, one_line, safe_json
 
 COLORS: Mapping[str, str] = {
     Status.QUEUED: "cyan",
@@ -94,7 +96,7 @@ def show_row(row: RunRow) -> None:
     times_and_model = ("started_at", "completed_at", "trained_model_url")
     for name in ("group", "priority", "error_message", "worker_id", "attempt", *times_and_model):
         if value := getattr(row, name):
-            table.add_row(name, _text(value, 5000))
+            table.add_row(name, _lines(value, 5000))
     for name in ("mAP", "mAP50", "precision", "recall"):
         if results.get(name) is not None:
             table.add_row(name, _number(results[name]))
@@ -117,7 +119,7 @@ def show_models(known: Sequence[Entry], files: Sequence[str]) -> None:
         table.add_row(entry.stem, " ".join(entry.weights), " ".join(entry.architectures))
     console = _console()
     console.print(table)
-    console.print("in MODELS_DIR:", *(files or ["no weights yet"]))
+    console.print("in MODELS_DIR:", *(_text(name) for name in files or ["no weights yet"]))
 
 
 def show_findings(findings: Sequence[Finding], summary: JsonObject) -> None:
@@ -125,18 +127,21 @@ def show_findings(findings: Sequence[Finding], summary: JsonObject) -> None:
     console = _console()
     order = ("error", "warning", "note")
     for finding in sorted(findings, key=lambda finding: order.index(finding.level)):
-        console.print(Text(f"{finding.level}: ", style=LEVELS[finding.level]) + Text(finding.message))
+        console.print(Text(f"{finding.level}: ", style=LEVELS[finding.level]) + _lines(finding.message, 5000))
         for example in finding.examples:
-            console.print(f"    {example}", markup=False, highlight=False)
+            console.print(_text(f"    {example}", 5000))
     console.print(
         Text("no errors" if all(f.level != "error" for f in findings) else "this dataset cannot be used for a training")
     )
-    console.print_json(data={name: value for name, value in summary.items() if name != "findings"})
+    shown = {name: value for name, value in summary.items() if name != "findings"}
+    console.print(JSONHighlighter()(safe_json(shown, indent=2, ensure_ascii=False)), soft_wrap=True)
 
 
 def show_check(name: str, state: str, message: str) -> None:
     """Print one line of the report of `doctor`."""
-    _console().print(Text(f"{state:<8}", style=STATES[state]), Text(f"{name:<26}"), Text(message), soft_wrap=True)
+    _console().print(
+        Text(f"{state:<8}", style=STATES[state]), _text(f"{name:<26}"), _text(message, 5000), soft_wrap=True
+    )
 
 
 def watch(runs: RunTable, run_id: str) -> RunRow | None:
@@ -189,7 +194,7 @@ def _picture(row: RunRow) -> Group:
     bar = Progress(
         TextColumn("{task.description}", markup=False), BarColumn(40), TextColumn("{task.percentage:>5.1f} %")
     )
-    task = bar.add_task(f"{_short(row.run_name)}: {_short(done.get('phase') or row.status)}", total=100)
+    task = bar.add_task(one_line(f"{_short(row.run_name)}: {_short(done.get('phase') or row.status)}"), total=100)
     bar.update(task, completed=percent if isinstance(percent, int | float) else 0)
     epoch = _epoch(done) if done else "waiting for a worker"
     batch = (
@@ -223,11 +228,13 @@ def _short(value: Json, longest: int = 200) -> str:
 
 
 def _text(value: Json, longest: int = 200, style: str = "") -> Text:
-    """Return the value as text. Markup is not interpreted, and control characters are replaced."""
-    return Text(
-        "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in _short(value, longest)),
-        style,
-    )
+    """Return the value as one line of text. Markup is not interpreted, and control characters are escaped."""
+    return Text(one_line(_short(value, longest)), style)
+
+
+def _lines(value: Json, longest: int) -> Text:
+    """Return the value as text that can have several lines."""
+    return Text(escaped(_short(value, longest)))
 
 
 def _number(value: Json) -> str:

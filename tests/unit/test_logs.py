@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from trainer.core.text import CONTROLS
 from trainer.logs import configure_logging
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZV9yb2xlIn0.c2lnbmF0dXJl"
@@ -105,6 +106,21 @@ def test_secrets_are_replaced(lines, form):
     assert "sb_secret_abc123" not in text
     assert TOKEN not in text
     assert text.count("***") >= 5
+
+
+@pytest.mark.parametrize("form", ["console", "json", "journal"])
+def test_log_contains_no_control_characters_of_values_names_and_exceptions(lines, form):
+    log, stream = lines(form)
+    odd = "a\x1b[2J\x9b2J\x7f\u2028\u202e\u2066b"
+
+    log.info("epoch finished", name=odd, deep={odd: [odd]}, **{odd: 1})
+    try:
+        raise ValueError(f"{odd}\n2026-01-01T00:00:00Z [info     ] run ended")
+    except ValueError:
+        log.exception("it broke")
+
+    assert not CONTROLS.search(stream.getvalue())
+    assert not any(line.startswith("2026-01-01") for line in stream.getvalue().splitlines())
 
 
 def test_lines_below_log_level_are_not_written(lines):

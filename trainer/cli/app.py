@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -15,6 +14,7 @@ from trainer.core.errors import BadRequest, Misconfigured, TrainerError
 from trainer.core.ports import RunTable
 from trainer.core.run_row import RunRow
 from trainer.core.stop import StopSignal
+from trainer.core.text import one_line, safe_json
 from trainer.logs import configure_logging
 from trainer.settings import Settings, read_settings
 
@@ -36,14 +36,14 @@ RunId = Annotated[str, typer.Argument(metavar="ID", help="The ID of the run, fro
 def fail(*lines: str, code: int = 1) -> NoReturn:
     """Print each line as an error on stderr and exit."""
     for line in lines:
-        typer.echo(f"error: {line}", err=True)
+        typer.echo(f"error: {one_line(line)}", err=True)
     raise typer.Exit(code)
 
 
 def warn(*lines: str) -> None:
     """Print each line as a warning on stderr."""
     for line in lines:
-        typer.echo(f"warning: {line}", err=True)
+        typer.echo(f"warning: {one_line(line)}", err=True)
 
 
 def settings_or_exit() -> Settings:
@@ -74,8 +74,21 @@ def existing(row: RunRow | None, run_id: str) -> RunRow:
     return row
 
 
+def echo(text: object) -> None:
+    """Print one line. A row can contain any text, so control characters become visible escapes."""
+    typer.echo(one_line(str(text)))
+
+
+def echo_json(value: object, **options: Any) -> None:
+    """Print a value as JSON. `options` are those of json.dumps."""
+    typer.echo(safe_json(value, **options))
+
+
 def print_status(row: RunRow, *, as_json: bool) -> None:
-    typer.echo(json.dumps(asdict(row)) if as_json else f"{row.id} is {row.status}")
+    if as_json:
+        echo_json(asdict(row))
+    else:
+        echo(f"{row.id} is {row.status}")
 
 
 def absolute_if_local(data: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.app import AsJson, absolute_if_local, app, fail, run_table, settings_or_exit, warn
+from trainer.cli.app import AsJson, absolute_if_local, app, echo, echo_json, fail, run_table, settings_or_exit, warn
 from trainer.core.errors import BadRequest, Conflict, TrainerError
 from trainer.core.job import Json, JsonObject, RunRequest
 from trainer.core.json_text import json_from_text
@@ -70,7 +70,7 @@ def enqueue(
             raise
         except BadRequest as error:
             fail(*error.problems, code=2)
-        typer.echo(json.dumps({"id": run_id}) if as_json else run_id)
+        echo_json({"id": run_id}) if as_json else echo(run_id)
         with suppress(TrainerError):  # some keys can insert runs, but cannot read the table of workers
             _warn_if_none_claims(table.workers())
 

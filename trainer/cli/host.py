@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from trainer.cli.app import AsJson, absolute_if_local, app, fail, settings_or_exit
+from trainer.cli.app import AsJson, absolute_if_local, app, echo, echo_json, fail, settings_or_exit
 from trainer.core.dataset import Task
 from trainer.core.errors import TrainerError
 from trainer.logs import configure_logging
@@ -24,7 +23,7 @@ def models(as_json: AsJson = False) -> None:
 
     known, files = entries(), weights_on_disk(settings_or_exit())
     if as_json:
-        typer.echo(json.dumps({"accepted": [asdict(entry) for entry in known], "on_disk": files}, default=dict))
+        echo_json({"accepted": [asdict(entry) for entry in known], "on_disk": files}, default=dict)
     else:
         terminal.show_models(known, files)
 
@@ -47,11 +46,11 @@ def check(
         fail(*str(error).splitlines())
     if as_json:
         findings = [asdict(finding) for finding in report.findings]
-        typer.echo(json.dumps({"findings": findings, "summary": report.summary}))
+        echo_json({"findings": findings, "summary": report.summary})
     else:
         terminal.show_findings(report.findings, report.summary)
         if sheet:
-            typer.echo(f"{report.drawn} samples drawn in {sheet}")
+            echo(f"{report.drawn} samples drawn in {sheet}")
     raise typer.Exit(1 if any(finding.level == "error" for finding in report.findings) else 0)
 
 
@@ -68,7 +67,7 @@ def doctor(as_json: AsJson = False) -> None:
         if not as_json:
             terminal.show_check(line.name, line.state, line.message)
     if as_json:
-        typer.echo(json.dumps({"checks": [asdict(line) for line in found]}))
+        echo_json({"checks": [asdict(line) for line in found]})
     raise typer.Exit(1 if any(line.state == "fault" for line in found) else 0)
 
 

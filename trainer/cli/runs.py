@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from trainer.cli.app import AsJson, RunId, app, existing, fail, print_status, run_table
+from trainer.cli.app import AsJson, RunId, app, echo, echo_json, existing, fail, print_status, run_table
 from trainer.core.errors import BadRequest
 from trainer.core.job import Status
 from trainer.core.run_row import ALL_RUNS, RunFilter
@@ -41,13 +40,13 @@ def status(
             rows, workers = table.list(wanted, limit=limit).runs, table.workers()
             if as_json:
                 listed = {"runs": list(map(asdict, rows)), "workers": list(map(asdict, workers))}
-                typer.echo(json.dumps(listed))
+                echo_json(listed)
             else:
                 terminal.show_list(rows)
                 terminal.show_unhealthy(workers)
         else:
             row = existing(table.get(run_id), run_id)
-            typer.echo(json.dumps(asdict(row))) if as_json else terminal.show_row(row)
+            echo_json(asdict(row)) if as_json else terminal.show_row(row)
 
 
 @app.command()
@@ -96,7 +95,7 @@ def priority(
     """Change the priority of a run. For a running run, the priority applies after a requeue."""
     with run_table() as table:
         row = existing(table.set_priority(run_id, number), run_id)
-    typer.echo(json.dumps(asdict(row)) if as_json else f"{row.id} has priority {row.priority}")
+    echo_json(asdict(row)) if as_json else echo(f"{row.id} has priority {row.priority}")
 
 
 @app.command()
@@ -105,4 +104,4 @@ def delete(run_id: RunId, as_json: AsJson = False) -> None:
     with run_table() as table:
         if not table.delete(run_id):
             existing(None, run_id)
-    typer.echo(json.dumps({"id": run_id, "deleted": True}) if as_json else f"{run_id} is deleted")
+    echo_json({"id": run_id, "deleted": True}) if as_json else echo(f"{run_id} is deleted")

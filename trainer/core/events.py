@@ -24,7 +24,7 @@ Count: TypeAlias = Annotated[int, Field(ge=0, lt=10**9)]  # fits into int4
 Bytes: TypeAlias = Annotated[int, Field(ge=0, lt=2**53)]  # fits into int8, and into a number of JavaScript
 Amount: TypeAlias = Annotated[float, Field(gt=-1e12, lt=1e12)]  # seconds, or a number per second
 Metrics: TypeAlias = Mapping[
-    Annotated[str, Field(max_length=200)], Annotated[float, Field(allow_inf_nan=False)]
+    Annotated[str, Field(max_length=200, pattern=r"^[\w /().:+-]*$")], Annotated[float, Field(allow_inf_nan=False)]
 ]  # at most `MOST_METRICS` entries
 MOST_METRICS = 500
 

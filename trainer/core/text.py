@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 # Characters that move the cursor, change the color or the direction of the text, or start another line: control
 # characters (C0 except tab and newline, DEL, C1), line separators, bidirectional overrides and isolates, surrogates.
@@ -20,6 +21,11 @@ def escaped(text: str) -> str:
 def one_line(text: str) -> str:
     """Return the text with visible escapes instead of newlines and `CONTROLS`, so that it stays one line."""
     return escaped(text).replace("\n", "\\n")
+
+
+def safe_json(value: object, **options: Any) -> str:
+    """Return the value as JSON for a terminal: `CONTROLS` are escaped as in JSON. `options` are those of json.dumps."""
+    return CONTROLS.sub(lambda found: f"\\u{ord(found.group()):04x}", json.dumps(value, **options))
 
 
 def _escape(found: re.Match[str]) -> str:

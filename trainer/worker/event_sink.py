@@ -12,6 +12,7 @@ from trainer.core.events import BatchProgress, Event, Phase, PhaseStarted, Trans
 from trainer.core.job import Job
 from trainer.core.ports import Reporter
 from trainer.core.progress import Progress
+from trainer.core.text import escaped
 from trainer.worker.journal import Journal
 from trainer.worker.run_log import RunLog
 
@@ -97,4 +98,5 @@ def describe(event: Event) -> str:
     text = " ".join(short)
     if metrics := fields.get("metrics"):
         text += " " + " ".join(f"{name}={value:.4g}" for name, value in metrics.items())
-    return f"{event.kind}: {text}"
+    # a text of the training process must not look like another line of the log
+    return f"{event.kind}: {escaped(text)}".replace("\n", "\n    ")

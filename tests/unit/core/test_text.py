@@ -1,8 +1,10 @@
 """Untrusted text in messages: short, printable, without secrets."""
 
+import json
+
 import pytest
 
-from trainer.core.text import printable, shown, shown_url
+from trainer.core.text import CONTROLS, escaped, one_line, printable, safe_json, shown, shown_url
 
 
 @pytest.mark.parametrize(
@@ -55,3 +57,21 @@ def test_printable_text_is_unquoted_and_short():
     assert printable("a\x1b[31m\n") == r"a\x1b[31m\x0a"
     assert printable("https://u:p@host/a.zip?token=x") == "https://host/a.zip"
     assert len(printable("x" * 5000)) == 120
+
+
+def test_escaped_text_has_visible_escapes_and_keeps_lines():
+    assert (
+        escaped("a\x1b[1m\tb\nc\x7f\x9b\u2028\u202e\ud800\u200d\u00e9")
+        == "a\\x1b[1m\tb\nc\\x7f\\x9b\\u2028\\u202e\\ud800\u200d\u00e9"
+    )
+    assert one_line("a\nb\r\n") == "a\\nb\\x0d\\n"
+
+
+def test_safe_json_has_the_same_value_and_no_control_characters():
+    value = {"a\x7f": ["\x9b", "\u202e", "\n", "\u00e9"]}
+
+    text = safe_json(value, ensure_ascii=False)
+
+    assert json.loads(text) == value
+    assert "\u00e9" in text
+    assert not CONTROLS.search(text)

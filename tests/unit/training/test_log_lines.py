@@ -89,3 +89,14 @@ def test_arbitrary_bytes_become_printable_lines(pieces):
         assert line.isprintable() or "\t" in line or not line.isascii()
         assert "\n" not in line
         assert len(line) < LONGEST + 50
+
+
+def test_control_characters_of_unicode_are_removed():
+    assert lines_of("a\x9b31mb\x85c\u2028d\u202ee\u2066f\u200dg\n".encode()) == ["abcdef\u200dg"]
+
+
+def test_line_that_looks_like_a_line_of_the_service_is_indented():
+    forged = "[2026-01-01T00:00:00.000Z] outcome: completed"
+
+    assert lines_of(forged.encode()) == [f"    {forged}"]
+    assert lines_of(b"\x1b[1m" + forged.encode()) == [f"    {forged}"]

@@ -13,6 +13,7 @@ _REDRAW_SECONDS = 1.0  # between two logged versions of a progress bar, which is
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)|\x1b[@-Z\\-_]"
 )
+_SERVICE_LINE = re.compile(r"\[\d{4}-\d\d-\d\dT")  # the start of a line that the service writes into the log
 _ENDS = re.compile(rb"\r?\n|\r")
 
 
@@ -21,7 +22,7 @@ class OutputLines:
 
     A progress bar redraws a line with carriage returns. At most one version of such a line is returned per second, and
     always the last version, which ends with a newline. Colors and control characters are removed. Invalid UTF-8 is
-    replaced. Lines longer than `LONGEST` are truncated.
+    replaced. Lines longer than `LONGEST` are truncated. A line that looks like a line of the service is indented.
     """
 
     def __init__(self) -> None:
@@ -60,4 +61,5 @@ class OutputLines:
         if redraw and (not line or now - self._redrawn_at < _REDRAW_SECONDS):
             return
         self._redrawn_at = now if redraw else self._redrawn_at
-        yield CONTROLS.sub("", _ESCAPES.sub("", line)).rstrip() + (f" … ({cut} bytes more)" if cut else "")
+        text = CONTROLS.sub("", _ESCAPES.sub("", line)).rstrip()
+        yield ("    " if _SERVICE_LINE.match(text) else "") + text + (f" … ({cut} bytes more)" if cut else "")
