@@ -34,7 +34,7 @@ class LocalObjectStore:
         """Remove temporary files that no process has written to for a day."""
         for folder, _, names in os.walk(self._root):
             for path in (Path(folder, name) for name in names if is_temporary(name)):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError, PermissionError):
                     if path.lstat().st_mtime < time.time() - _ABANDONED:
                         path.unlink()
 

@@ -34,7 +34,7 @@ def tidy_notes(folder: Path) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(FileNotFoundError):  # the upload ended
+                with contextlib.suppress(FileNotFoundError, PermissionError):  # the upload ended
                     if entry.stat(follow_symlinks=False).st_mtime < time.time() - _KEPT_SECONDS:
                         Path(entry.path).unlink()
 

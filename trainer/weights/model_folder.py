@@ -212,8 +212,9 @@ class ModelFolder:
 def _remove_unused(cache: Path) -> None:
     oldest = time.time() - _UNUSED_SECONDS
     for path in cache.glob("*.pt"):
-        if path.stat().st_mtime < oldest:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder, or a file that another process removed
+            if path.lstat().st_mtime < oldest:
+                path.unlink()
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def remove_unreadable(journals: Path, keep_days: float) -> None:
     with os.scandir(journals) as entries:
         for entry in entries:
             if entry.name.endswith(".unreadable") and entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError, PermissionError):
                     if entry.stat(follow_symlinks=False).st_ctime < time.time() - keep_days * DAY:
                         Path(entry.path).unlink()
 

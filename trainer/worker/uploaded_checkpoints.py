@@ -80,7 +80,9 @@ class UploadedCheckpoints:
             return
         try:
             self._settle(run_id)
-        except (TrainerError, Stopped, OSError) as error:
+        except OSError as error:  # the list of this run cannot be read or written; other lists may be usable
+            log.warning("checkpoints not deleted, trying again later", run_id=run_id, error=str(error))
+        except (TrainerError, Stopped) as error:
             self._pause = min(max(FIRST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
             self._not_before = time.monotonic() + self._pause
             log.warning("checkpoints not deleted, trying again later", run_id=run_id, error=str(error))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from trainer.core.errors import BROKEN_DISK, disk_failed
 
+# another process removed the file, or another user owns it
+NOT_OURS = (FileNotFoundError, NotADirectoryError, PermissionError)
 MACHINE_ERRNOS = BROKEN_DISK | {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 
 
@@ -26,17 +28,17 @@ def on_this_disk(path: Path) -> Iterator[None]:
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return the entries of a folder, or an empty list if the folder does not exist."""
+    """Return the entries of a folder, or an empty list if the folder does not exist or cannot be read by this user."""
     try:
         with os.scandir(folder) as found:
             return list(found)
-    except FileNotFoundError:
+    except NOT_OURS:
         return []
 
 
 def status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Return the status of an entry itself, not of its link target, or None if the entry no longer exists."""
+    """Return the status of an entry itself, not of its link target, or None if the entry cannot be found any more."""
     try:
         return entry.stat(follow_symlinks=False)
-    except FileNotFoundError:
+    except NOT_OURS:
         return None

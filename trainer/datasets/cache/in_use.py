@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from trainer.datasets.cache.disk import entries
+from trainer.datasets.cache.disk import NOT_OURS, entries
 
 
 class UseMarks:
@@ -32,11 +33,12 @@ class UseMarks:
         for mark in entries(self.folder):
             if not mark.is_file(follow_symlinks=False):
                 continue  # this service did not create the folder or link
-            # A power cut can leave a mark empty or full of zeros. The power cut also ended the run that used
-            # the mark, so the mark can be removed.
-            user, *marked = Path(mark.path).read_text(errors="replace").split("\n")
-            if user and (root / user).is_dir():
-                names.update(marked)
-            else:
-                Path(mark.path).unlink(missing_ok=True)
+            with contextlib.suppress(*NOT_OURS):  # this service did not create the mark, or cannot remove it
+                # A power cut can leave a mark empty or full of zeros. The power cut also ended the run that used
+                # the mark, so the mark can be removed.
+                user, *marked = Path(mark.path).read_text(errors="replace").split("\n")
+                if user and os.path.isdir(root / user):  # noqa: PTH112 - never raises
+                    names.update(marked)
+                else:
+                    Path(mark.path).unlink(missing_ok=True)
         return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trainer.datasets.cache.disk import entries, on_this_disk, status
+from trainer.datasets.cache.disk import NOT_OURS, entries, on_this_disk, status
 from trainer.disk import durable
 
 LARGE = 8 << 20  # bytes; a partial download of a larger object is kept, so that it can be resumed
@@ -85,7 +86,8 @@ class Incoming:
             if left.is_dir(follow_symlinks=False):
                 shutil.rmtree(left.path, ignore_errors=True)
             else:
-                Path(left.path).unlink(missing_ok=True)
+                with contextlib.suppress(*NOT_OURS):
+                    Path(left.path).unlink()
 
 
 class FileBatch:
