@@ -6,7 +6,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -281,21 +280,3 @@ def test_temporary_journal_file_is_removed_after_a_day(tmp_path):
 
     assert list(orphaned_journals(tmp_path, "w", 60)) == []
     assert [path.name for path in tmp_path.iterdir()] == ["young.new"]
-
-
-def test_long_journal_is_read_line_by_line(tmp_path):
-    """A training of 100,000 epochs has a journal of more than 64 MiB. Its delivered events are not kept in memory."""
-    event = EVENT["event"] | {"data": {"message": "x" * 100_000}}
-    lines = [line for seq in range(1, 801) for line in ({"event": event | {"seq": seq}}, {"delivered": seq})]
-    write(tmp_path, "run-5.1", LEASE, *lines, {"event": event | {"seq": 801}}, OUTCOME)
-    queue = Answers()
-
-    tracemalloc.start()
-    try:
-        deliver(queue, tmp_path)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-    assert queue.delivered == [("run-5", Failed(message="no labels"), [801])]
-    assert peak < 8 * 2**20
