@@ -57,6 +57,13 @@ def test_training_process_gets_allowed_variables(report):
     assert environment["ULTRALYTICS_SAFE_LOAD"] == "1"
 
 
+def test_variables_that_bind_threads_are_removed(program):
+    """The sandbox refuses to bind other threads, and libgomp then ends the process."""
+    training = program("reports_its_environment", environment={"GOMP_CPU_AFFINITY": "0-1", "KMP_AFFINITY": "compact"})
+
+    assert not [name for name in training.train().report["environment"]["environment"] if "AFFINITY" in name]
+
+
 def test_run_without_gpus_sees_no_gpu(program):
     report = (
         program("reports_its_environment", environment={"CUDA_VISIBLE_DEVICES": "0,1"})
