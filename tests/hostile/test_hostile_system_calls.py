@@ -120,6 +120,16 @@ def test_attributes_of_readable_files_cannot_be_changed(host):
     assert stat.S_IMODE(after.st_mode) != 0o777
 
 
+def test_files_can_be_copied_without_attributes(host):
+    copy = f"shutil.copy2({str(host.root / 'images_of_user' / '1.png')!r}, {str(host.order.run_dir / 'copy.png')!r})"
+    prepared = "from trainer.sandbox.file_attributes import copy_without_attributes as prepare; prepare(); "
+
+    results = host.execute(f"import shutil; {copy}", f"import shutil; {prepared}{copy}")["results"]
+
+    assert list(results.values()) == ["PermissionError", "done"]
+    assert (host.order.run_dir / "copy.png").read_text() == "content"
+
+
 def test_files_of_others_cannot_be_watched(host):
     watch = "import ctypes, os; libc = ctypes.CDLL(None, use_errno=True); "
     watch += f"fd = libc.inotify_init(); libc.inotify_add_watch(fd, {str(host.root / 'queue.db').encode()!r}, 0xFFF) >= 0 or "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from trainer.core.events import ChildStopped, Event, Warned
 from trainer.core.stop import Stopped, StopSignal
 from trainer.sandbox.audit_hook import refuse_network
+from trainer.sandbox.file_attributes import copy_without_attributes
 from trainer.training.child import inherited_descriptors
 from trainer.training.child.event_pipe import EventWriter
 from trainer.training.child.main import FLUSH_SECONDS, Commands, crash_of, leave
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     """Read the training order from the folder of the ranks, and train as one rank."""
     folder, rank = Path(argv[0]), os.environ["RANK"]
     refuse_network()
+    copy_without_attributes()
     stop = StopSignal()
     events = os.open(folder / EVENTS.format(rank), os.O_WRONLY)
     stops = (folder / STOPS.format(rank)).open("rb")

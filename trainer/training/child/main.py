@@ -26,6 +26,7 @@ from trainer.core.job import JsonObject
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.sandbox.audit_hook import refuse_network
+from trainer.sandbox.file_attributes import copy_without_attributes
 from trainer.sandbox.landlock import other_threads
 from trainer.training.child import inherited_descriptors
 from trainer.training.child.confinement import enter_sandbox
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     fd = parser.parse_args(argv).events_fd
     os.set_inheritable(fd, False)
     refuse_network()
+    copy_without_attributes()
     stop = StopSignal()
     commands = Commands(take_stdin(), stop)
     prepared = None if "CUDA_VISIBLE_DEVICES" in os.environ else _prepare()
