@@ -12,6 +12,7 @@ from trainer.core.errors import DatasetError
 from trainer.core.text import printable
 
 Level: TypeAlias = Literal["error", "warning", "note"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 MAX_EXAMPLES = 5
 
 # code → message; {n} is the count of the finding, other placeholders are values passed to `Report.add`
@@ -129,6 +130,26 @@ KINDS: dict[str, tuple[Level, str]] = {
 }
 
 
+LONGEST_MESSAGE = 5000  # characters
+
+
+def finding_of(value: object) -> Finding:
+    """Return the finding that a confined process wrote as JSON. Raises ValueError."""
+    if not isinstance(value, dict) or value.get("code") not in KINDS or value.get("level") not in LEVELS:
+        raise ValueError("not a finding")
+    message, count, examples = value.get("message"), value.get("count"), value.get("examples")
+    if not isinstance(count, int) or not 0 <= count < 1 << 31:
+        raise ValueError("the count of a finding is not a number in its range")
+    if not isinstance(examples, list) or len(examples) > MAX_EXAMPLES:
+        raise ValueError("the examples of a finding are not a short list")
+    texts = [message, *examples]
+    if not all(isinstance(text, str) and len(text) <= LONGEST_MESSAGE for text in texts):
+        raise ValueError("a finding is not text, or too long")
+    return Finding(
+        level=value["level"], code=value["code"], message=texts[0], count=int(count), examples=tuple(texts[1:])
+    )
+
+
 class Report:
     """Collects findings. Each code becomes one finding with a count and up to five examples."""
 
@@ -161,7 +182,7 @@ class Report:
     def findings(self) -> tuple[Finding, ...]:
         """All findings: errors, then warnings, then notes."""
         found = [*self._others, *(_counted(found, self._counts[code]) for code, found in self._found.items())]
-        return tuple(sorted(found, key=lambda f: ("error", "warning", "note").index(f.level)))
+        return tuple(sorted(found, key=lambda f: LEVELS.index(f.level)))
 
     def raise_errors(self) -> None:
         """Raise `DatasetError` with all errors, if there are any."""

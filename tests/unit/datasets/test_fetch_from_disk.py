@@ -82,9 +82,9 @@ def test_tree_with_damaged_listing_is_rebuilt(root, fetch, damage):
 
 def test_large_archive_is_synced_during_extraction(root, fetch, monkeypatch):
     synced = []
-    monkeypatch.setattr("trainer.datasets.source.archive_trees.SYNC_STEP", 10)
+    monkeypatch.setattr("trainer.datasets.source.extraction.SYNC_STEP", 10)
     monkeypatch.setattr(
-        "trainer.datasets.source.archive_trees.sync_below", lambda tree: synced.append(len(list(tree.rglob("*.*"))))
+        "trainer.datasets.source.extraction.sync_below", lambda tree: synced.append(len(list(tree.rglob("*.*"))))
     )
     zipped(root / "set.zip", DATASET)
     assert content(fetch("set.zip")) == DATASET

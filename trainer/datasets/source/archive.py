@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import stat
 import tarfile
 import zipfile
@@ -62,7 +63,7 @@ def extract(
     on_total: Callable[[int], object] = lambda _: None,
     on_bytes: Callable[[int], object] = lambda _: None,
 ) -> Extraction:
-    """Extract the `wanted` members into the new folder `into`. On an error, the caller removes the folder.
+    """Extract the `wanted` members into the new or empty folder `into`. On an error, the caller removes the folder.
 
     `name` is the name of the archive in messages. The names of all members are checked, also of unwanted members.
     `on_total` is called with the declared total size of a zip before the first write. `on_bytes` is called with the
@@ -71,7 +72,7 @@ def extract(
     """
     work = Extraction(archive, into, stop, name or archive.name, limits or Limits(), wanted, on_total, on_bytes)
     kind = sniff(archive)
-    into.mkdir(parents=True)
+    into.mkdir(parents=True, exist_ok=True)
     with work.damage_as_dataset_error():
         if kind == "zip":
             work.unzip()
@@ -180,14 +181,14 @@ class Extraction:
     def _write(self, source: IO[bytes], path: str) -> None:
         target = self.into / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("xb") as out:
+        # a confined process cannot change the mode of a file later
+        with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444), "wb") as out:
             while chunk := source.read(CHUNK):
                 self.stop.raise_if_set()
                 self.extracted_bytes += len(chunk)
                 self._within(self.extracted_bytes)
                 out.write(chunk)
                 self.on_bytes(len(chunk))
-        target.chmod(target.stat().st_mode & 0o444)  # read-only, for those whom the umask allows
         self.files += 1
 
     def _count(self, extracted: int) -> None:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from trainer.core.errors import Unavailable
+from trainer.core.errors import MachineFailed
 from trainer.core.text import shown
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.disk import on_this_disk
-from trainer.datasets.source.archive import extract
-from trainer.datasets.source.fetched_tree import FILES, Fetched, read_tree, write_listing
-from trainer.datasets.source.manifest import wanted
+from trainer.datasets.decoder import Decoder, Room
+from trainer.datasets.source.extraction import ROOM_STEP, Extract
+from trainer.datasets.source.fetched_tree import FILES, LISTING, Fetched, read_tree
 from trainer.datasets.source.transfer import EveryBytes, Transfer
-from trainer.disk.durable import sync_below
-
-ROOM_STEP = 64 << 20  # bytes written between two checks of the free space; the final size can be unknown
-SYNC_STEP = 1 << 30  # extracted bytes between two syncs; a stop signal takes effect after at most one sync
 
 Archive: TypeAlias = Callable[[], AbstractContextManager[Path]]
 
@@ -29,6 +25,7 @@ class ArchiveTrees:
     """The extracted trees in the cache, by the identity of their archive."""
 
     cache: ContentCache
+    decode: Decoder
 
     def get(self, identity: str) -> Fetched | None:
         """Return the complete tree of an archive, or None. A damaged tree is removed."""
@@ -53,34 +50,19 @@ class ArchiveTrees:
             return known
         with self.cache.temporary() as tree, on_this_disk(self.cache.root), archive() as file:
             self.cache.make_room(file.stat().st_size)
-            extracted = extract(
-                file,
-                tree / FILES,
-                transfer.stop,
-                wanted=wanted,
-                name=name,
-                on_total=self.cache.make_room,
-                on_bytes=self._growth_checks(tree),
-            )
-            write_listing(tree, extracted.report.findings)
-            self.cache.put_tree(
-                _tree(identity), tree, extracted.extracted_bytes, is_whole=lambda path: read_tree(path) is not None
+            (tree / FILES).mkdir(parents=True)
+            (tree / LISTING).touch()  # the confined process can write into this file, but it can create no other file
+            room = Room(make=self.cache.make_room, check=lambda: self.cache.require_free(0))
+            job = Extract(archive=str(file), tree=str(tree), name=name)
+            self.decode(job, transfer.stop, room)
+            extracted = read_tree(tree)
+            if extracted is None:
+                raise MachineFailed(f"The files of archive {shown(name)} do not match their listing; requeue the run.")
+            path = self.cache.put_tree(
+                _tree(identity), tree, extracted.bytes, is_whole=lambda path: read_tree(path) is not None
             )
         self.cache.make_room(0)
-        made = self.get(identity)
-        if made is None:
-            raise Unavailable(f"the cached files of {shown(name)} were damaged or removed")
-        return made
-
-    def _growth_checks(self, tree: Path) -> Callable[[int], None]:
-        """Return a function that counts the bytes written into the tree, checks the free space, and syncs the tree."""
-        room, unsynced = room_check(self.cache), EveryBytes(SYNC_STEP, lambda: sync_below(tree))
-
-        def count(more: int) -> None:
-            room.count(more)
-            unsynced.count(more)
-
-        return count
+        return replace(extracted, root=path / FILES)
 
 
 def room_check(cache: ContentCache) -> EveryBytes:

@@ -18,8 +18,10 @@ from trainer.core.text import shown
 from trainer.core.transfer import Meter, OnTransfer
 from trainer.datasets.cache.content import ContentCache, Put
 from trainer.datasets.cache.disk import on_this_disk
+from trainer.datasets.decoder import Decoder, here
 from trainer.datasets.source.archive import is_archive, sniff
 from trainer.datasets.source.archive_trees import ArchiveTrees, room_check
+from trainer.datasets.source.export import MAX_TEXT_BYTES
 from trainer.datasets.source.fetched_tree import Fetched
 from trainer.datasets.source.manifest import (
     ANNOTATION_SUFFIXES,
@@ -33,7 +35,8 @@ from trainer.datasets.source.manifest import (
 from trainer.datasets.source.ndjson import SUFFIXES as NDJSON
 from trainer.datasets.source.reference import Roots, either_bucket, require_bucket
 from trainer.datasets.source.transfer import Transfer, in_parallel, link_tree
-from trainer.datasets.source.url_files import MAX_TEXT_BYTES, WebSource, content_identity, web_identity
+from trainer.datasets.source.url_files import WebSource, content_identity, web_identity
+from trainer.datasets.source.yaml_folders import NeededFolders
 from trainer.remote.web import Downloaded, GuardedClient
 
 MAX_SYNCS = 3  # attempts to download a dataset that changes during its download
@@ -45,6 +48,7 @@ class Fetcher:
 
     Without a `store`, `fetch` raises `Misconfigured` for `storage:` datasets. `allowed_buckets` are readable in addition
     to `datasets_bucket`. If `by_owner` is set, each reference was already resolved to a folder of its owner.
+    `decode` reads the untrusted files.
     """
 
     roots: Roots
@@ -55,6 +59,7 @@ class Fetcher:
     allowed_buckets: tuple[str, ...] = ()
     by_owner: bool = False
     concurrency: int = 16
+    decode: Decoder = here
 
     def fetch(self, ref: DatasetRef, staging: Path, stop: StopSignal, on_event: OnTransfer) -> Fetched:
         """Return the dataset of `ref`, complete on disk.
@@ -73,11 +78,13 @@ class Fetcher:
 
     @property
     def _trees(self) -> ArchiveTrees:
-        return ArchiveTrees(self.cache)
+        return ArchiveTrees(self.cache, self.decode)
 
     @property
     def _url_files(self) -> WebSource:
-        return WebSource(cache=self.cache, web=self.web, roots=self.roots, concurrency=self.concurrency)
+        return WebSource(
+            decode=self.decode, cache=self.cache, web=self.web, roots=self.roots, concurrency=self.concurrency
+        )
 
     def _exported(self, file: Path, name: str, transfer: Transfer, home: Path | None = None) -> Fetched:
         entry = self._url_files.from_ndjson(file, name, transfer, home)
@@ -138,12 +145,15 @@ class Fetcher:
                 self._download_one(info, Meter(lambda _: None, total_files=1), self.cache.put, transfer.stop)
             return self._cached(info)
 
+        def needed_folders(info: ObjectInfo) -> tuple[str, ...] | None:
+            return self.decode(NeededFolders(yaml=str(download(info))), transfer.stop).names
+
         def listed_again() -> Manifest:
             # the YAML can also have changed
             now = self._objects.stat(found.ref) if isinstance(found, ObjectInfo) else found
-            return take_manifest(self._objects, now, download)
+            return take_manifest(self._objects, now, needed_folders)
 
-        manifest = take_manifest(self._objects, found, download)
+        manifest = take_manifest(self._objects, found, needed_folders)
         for _ in range(MAX_SYNCS):
             try:
                 again = listed_again() if self._download(manifest, transfer) else manifest

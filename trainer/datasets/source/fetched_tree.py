@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trainer.core.dataset import Finding
+from trainer.datasets.findings import finding_of
+from trainer.datasets.source.lines import read_lines
 
 LISTING = "listing.jsonl"  # in a cached tree, beside the folder FILES
 FILES = "files"
@@ -28,12 +30,13 @@ class Fetched:
     entry: Path | None
     is_private: bool
     findings: tuple[Finding, ...] = ()
+    bytes: int = 0  # size of an extracted archive
 
 
 def write_listing(tree: Path, findings: tuple[Finding, ...]) -> None:
     """Write the listing of the files in `tree`/FILES, before the tree is put into the cache."""
     present = sorted(_below(str(tree / FILES), ""))
-    with (tree / LISTING).open("x", encoding="utf-8") as out:
+    with (tree / LISTING).open("w", encoding="utf-8") as out:
         out.write(json.dumps({"files": len(present), "findings": [asdict(finding) for finding in findings]}) + "\n")
         for relpath, found in present:
             out.write(json.dumps([relpath, found.st_size, found.st_mtime_ns]) + "\n")
@@ -49,19 +52,20 @@ def read_tree(tree: Path) -> Fetched | None:
 
 def _read(tree: Path) -> Fetched | None:
     root = str(tree / FILES)
-    with (tree / LISTING).open(encoding="utf-8") as lines:
-        head = json.loads(lines.readline())
-        present = 0
-        for line in lines:
-            relpath, size, modified = json.loads(line)
-            found = os.lstat(f"{root}/{relpath}")
-            if (found.st_size, found.st_mtime_ns) != (size, modified):
-                return None
-            present += 1
+    lines = read_lines(tree / LISTING)
+    head = next(lines, None)
+    present = total = 0
+    for line in lines:
+        relpath, size, modified = line
+        found = os.lstat(f"{root}/{relpath}")
+        if (found.st_size, found.st_mtime_ns) != (size, modified):
+            return None
+        present += 1
+        total += size
     if present != head["files"]:
         return None
-    findings = tuple(Finding(**found | {"examples": tuple(found["examples"])}) for found in head["findings"])
-    return Fetched(root=Path(root), entry=None, is_private=True, findings=findings)
+    findings = tuple(map(finding_of, head["findings"]))
+    return Fetched(root=Path(root), entry=None, is_private=True, findings=findings, bytes=total)
 
 
 def _below(folder: str, prefix: str) -> Iterator[tuple[str, os.stat_result]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, ObjectMissing
 from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.text import shown
-from trainer.datasets.data_yaml import MAX_YAML_BYTES, load_yaml, read_data_yaml
-from trainer.datasets.findings import Report
+from trainer.datasets.data_yaml import MAX_YAML_BYTES
 from trainer.datasets.image_kinds import IMAGE_SUFFIXES
 from trainer.datasets.source.archive import ENDINGS
 from trainer.datasets.source.ndjson import SUFFIXES as NDJSON
@@ -64,11 +63,11 @@ def locate(store: ObjectStore, candidates: Sequence[ObjectRef]) -> ObjectInfo | 
 
 
 def take_manifest(
-    store: ObjectStore, found: ObjectInfo | ObjectRef, download: Callable[[ObjectInfo], Path]
+    store: ObjectStore, found: ObjectInfo | ObjectRef, needed_folders: Callable[[ObjectInfo], Collection[str] | None]
 ) -> Manifest:
     """List the objects of a located dataset: a whole folder, or the folders that a YAML needs.
 
-    `download` fetches an object and returns its file. It is called only for a YAML.
+    `needed_folders` returns the folders that a YAML needs, or None for all (see `NeededFolders`).
     Raises `DatasetError` for unsafe names, and for empty objects other than .txt files.
     """
     if isinstance(found, ObjectRef):
@@ -86,7 +85,7 @@ def take_manifest(
             f"The name of an archive must end in {', '.join(ENDINGS)}."
         )
     # a YAML can have any name, so a file of any other kind is read as a YAML
-    needed = None if suffix(name) in ANNOTATION_SUFFIXES else _named_folders(download(found))
+    needed = None if suffix(name) in ANNOTATION_SUFFIXES else needed_folders(found)
     if not folder and needed is None:
         raise DatasetError(
             f"data_yaml: {shown(name)} is at the top level of the bucket {found.ref.bucket!r}, not in a folder. "
@@ -106,21 +105,7 @@ def difference(before: Mapping[str, ObjectInfo], after: Mapping[str, ObjectInfo]
     return next((name for name in names if before.get(name) != after.get(name)), "")
 
 
-def _named_folders(yaml: Path) -> set[str] | None:
-    """Return the top folders that a YAML and its labels use. Return None if every folder can be needed."""
-    data = read_data_yaml(load_yaml(yaml, Report()), Report())
-    if data.path not in {None, ".", "./"} or not data.splits:
-        return None
-    folders = {"images", "labels"}
-    for entry in (entry for entries in data.splits.values() for entry in entries):
-        parts = [part for part in entry.replace("\\", "/").split("/") if part not in {"", ".", ".."}]
-        if entry.startswith("/") or not parts or suffix(entry) == "txt":
-            return None
-        folders.add(parts[0])
-    return folders
-
-
-def _manifest(store: ObjectStore, root: ObjectRef, entry: str | None, needed: set[str] | None) -> Manifest:
+def _manifest(store: ObjectStore, root: ObjectRef, entry: str | None, needed: Collection[str] | None) -> Manifest:
     bucket, folder = root.bucket, root.key
     objects: dict[str, ObjectInfo] = {}
     prefixes = [folder] if folder or needed is None else sorted(needed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -176,7 +177,8 @@ def _class_folders(names: dict[int, str]) -> dict[int, str]:
     """Return a folder name per class: the class name if it is safe and unique, otherwise classN."""
     folders: dict[int, str] = {}
     for number, name in names.items():
-        is_safe = re.fullmatch(r"\w([\w -]*[\w-])?", name) and len(name.encode()) < 200
+        is_plain = re.fullmatch(r"\w([\w -]*[\w-])?", name) and unicodedata.is_normalized("NFC", name)
+        is_safe = is_plain and len(name.encode()) < 200
         folders[number] = name if is_safe and name not in folders.values() else f"class{number}"
     return folders
 

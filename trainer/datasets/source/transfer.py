@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,16 +40,20 @@ class EveryBytes:
             self.act()
 
 
-def in_parallel(jobs: Sequence[Callable[[StopSignal], object]], workers: int, stop: StopSignal) -> None:
+def in_parallel(jobs: Iterable[Callable[[StopSignal], object]], workers: int, stop: StopSignal) -> None:
     """Run all jobs, each with a stop signal that is also set when another job fails. Raises the first failure."""
     stop.raise_if_set()
     inner = stop.child()
-    waiting = iter(jobs)
+    waiting, lock = iter(jobs), threading.Lock()
     failures: list[BaseException] = []
+
+    def next_job() -> Callable[[StopSignal], object] | None:
+        with lock:  # two threads cannot execute a generator at the same time
+            return next(waiting, None)
 
     def work() -> None:
         try:
-            for job in waiting:  # all threads share `waiting`, and each thread takes the next job
+            while job := next_job():
                 inner.raise_if_set()
                 job(inner)
         except BaseException as error:
@@ -56,8 +61,8 @@ def in_parallel(jobs: Sequence[Callable[[StopSignal], object]], workers: int, st
             inner.set(StopReason.CANCELED)
             raise
 
-    with ThreadPoolExecutor(max_workers=max(1, min(workers, len(jobs)))) as pool:
-        running = [pool.submit(work) for _ in range(min(workers, len(jobs)))]
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        running = [pool.submit(work) for _ in range(workers)]
         try:
             wait(running)
         except BaseException:
@@ -78,7 +83,7 @@ def link_tree(links: Iterable[tuple[str, Path]], root: Path) -> None:
             made.add(folder)
         try:
             _link(target, path)
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):  # a copy would change the file that has the name
             raise
         except OSError:  # another file system, a file system without hard links, or too many links
             shutil.copyfile(target, path)

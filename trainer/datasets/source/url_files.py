@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, urljoin
-
-import yaml
 
 from trainer.core.errors import DatasetError, ObjectMissing
 from trainer.core.stop import StopSignal
@@ -17,17 +17,15 @@ from trainer.core.text import shown, shown_url
 from trainer.core.transfer import Meter
 from trainer.datasets.cache.content import ContentCache, Put
 from trainer.datasets.cache.disk import on_this_disk
-from trainer.datasets.data_yaml import load_yaml, read_data_yaml
-from trainer.datasets.findings import Report
-from trainer.datasets.image_kinds import IMAGE_SUFFIXES
+from trainer.datasets.decoder import Decoder, answers_checked
+from trainer.datasets.source.export import LABELS, MAX_TEXT_BYTES, YAML, ListedImage, ReadExport, read_images
+from trainer.datasets.source.image_lists import ReadEntries, ReadLists, is_image, read_places
 from trainer.datasets.source.manifest import suffix
-from trainer.datasets.source.ndjson import Record, read_ndjson
 from trainer.datasets.source.reference import Roots
 from trainer.datasets.source.transfer import Transfer, in_parallel, link_tree
-from trainer.datasets.untrusted import Limits, safe_name
+from trainer.disk.removal import remove_tree
 from trainer.remote.web import Downloaded, GuardedClient
 
-MAX_TEXT_BYTES = 256 << 20  # bytes of a list, a YAML or an NDJSON file
 MAX_IMAGE_BYTES = 1 << 30  # bytes
 MAX_SECONDS = 900.0  # for the download of one image, label file or list
 
@@ -36,6 +34,7 @@ MAX_SECONDS = 900.0  # for the download of one image, label file or list
 class WebSource:
     """Fetches the URLs of a dataset into a staging tree, through the cache."""
 
+    decode: Decoder
     cache: ContentCache
     web: GuardedClient
     roots: Roots
@@ -43,23 +42,20 @@ class WebSource:
 
     def from_yaml(self, url: str, file: Path, transfer: Transfer) -> None:
         """Put the YAML `file` of `url` into the staging folder as data.yaml, and fetch its images and labels."""
-        data = read_data_yaml(load_yaml(file, Report()), Report())
-        if not data.splits:
-            raise DatasetError(f"data_yaml: the YAML at {shown_url(url)} has neither train: nor val:.")
+        places = self.decode(ReadEntries(yaml=str(file), url=url), transfer.stop).places
         with on_this_disk(transfer.staging):
             link_tree([("data.yaml", file)], transfer.staging)
-        base = _inside(data.path or "", "path")
-        images: dict[str, None] = {}
-        for entries in data.splits.values():
-            for entry in entries:
-                place = _inside(f"{base}/{entry}" if base else entry, "the YAML")
-                images |= dict.fromkeys(self._listed(url, place, transfer))
-        if not images:
-            raise DatasetError(f"data_yaml: the lists of {shown_url(url)} name no images.")
-        meter = Meter(transfer.on_event, total_files=len(images))
-        with self.cache.batch() as batch:
-            download = functools.partial(self._image_with_label, batch.put, url, transfer.staging, meter)
-            in_parallel([functools.partial(download, place) for place in images], self.concurrency, transfer.stop)
+        for place in places:
+            if not is_image(place):
+                self._fetch_list(url, place, transfer)
+        with self._lists(transfer) as made:
+            job = ReadLists(places=places, tree=str(transfer.staging), made=str(made), url=url)
+            count = self.decode(job, transfer.stop).count
+            meter = Meter(transfer.on_event, total_files=count)
+            with self.cache.batch() as batch:
+                download = functools.partial(self._image_with_label, batch.put, url, transfer.staging, meter)
+                downloads = (functools.partial(download, place) for place in read_places(made))
+                in_parallel(downloads, min(self.concurrency, count), transfer.stop)
         self.cache.make_room(0)  # the total size was unknown before the downloads
 
     def from_ndjson(self, file: Path, name: str, transfer: Transfer, home: Path | None = None) -> str | None:
@@ -67,28 +63,38 @@ class WebSource:
 
         Return the name of its YAML, or None for classification. `home` is the folder of local images.
         """
-        if file.stat().st_size > MAX_TEXT_BYTES:
-            raise DatasetError(f"NDJSON {shown(name)} is larger than {MAX_TEXT_BYTES >> 20} MiB. Split the dataset.")
-        export = read_ndjson(file, name)
-        sources = [record.url or self._local_image(record, export.folder, home) for record in export.records]
-        meter = Meter(transfer.on_event, total_files=len(sources))
-        with self.cache.batch() as batch:
-            bring = functools.partial(self._exported_image, batch.put, transfer.staging, meter)
-            images = zip(sources, export.records, strict=True)
-            downloads = [functools.partial(bring, source, record.image) for source, record in images]
-            in_parallel(downloads, self.concurrency, transfer.stop)
-        self.cache.make_room(0)  # the total size was unknown before the downloads
-        with on_this_disk(transfer.staging):
-            _write_labels(export.records, transfer.staging)
-            if export.yaml is not None:
-                text = yaml.safe_dump(export.yaml, allow_unicode=True, sort_keys=False)
-                (transfer.staging / "data.yaml").write_text(text, encoding="utf-8")
-        return None if export.yaml is None else "data.yaml"
+        with self._lists(transfer) as made:
+            export = self.decode(ReadExport(file=str(file), name=name, made=str(made)), transfer.stop)
+            meter = Meter(transfer.on_event, total_files=export.count)
+            with self.cache.batch() as batch:
+                bring = functools.partial(self._exported_image, batch.put, transfer.staging, meter)
+                downloads = (
+                    functools.partial(bring, image.url or self._local_image(image, export.folder, home), image.place)
+                    for image in read_images(made)
+                )
+                in_parallel(downloads, min(self.concurrency, export.count), transfer.stop)
+            self.cache.make_room(0)  # the total size was unknown before the downloads
+            # the confined process that wrote `made` has ended; a rename does not follow links
+            with on_this_disk(transfer.staging):
+                for part in (LABELS, YAML):
+                    if os.path.lexists(made / part):
+                        (made / part).rename(transfer.staging / part)
+        return YAML if os.path.lexists(transfer.staging / YAML) else None
 
-    def _listed(self, url: str, place: str, transfer: Transfer) -> list[str]:
-        """Return the images of an entry: the images in a .txt list, or the image itself."""
-        if suffix(place) in IMAGE_SUFFIXES:
-            return [place]
+    @contextlib.contextmanager
+    def _lists(self, transfer: Transfer) -> Iterator[Path]:
+        """Yield a new folder beside the staging folder, for the output of a job. Remove the folder afterwards."""
+        made = transfer.staging.with_name(f"{transfer.staging.name}.lists")
+        with on_this_disk(made):
+            made.mkdir()
+        try:
+            with answers_checked():
+                yield made
+        finally:
+            with contextlib.suppress(OSError):  # removed with the folder of the run
+                remove_tree(made)
+
+    def _fetch_list(self, url: str, place: str, transfer: Transfer) -> None:
         if suffix(place) != "txt":
             raise DatasetError(
                 f"data_yaml: {shown(place)} in the YAML at {shown_url(url)} is a folder; folders cannot be listed over "
@@ -97,13 +103,9 @@ class WebSource:
         self._fetch(
             self.cache.put, urljoin(url, quote(place)), place, transfer.staging, transfer.stop, max_bytes=MAX_TEXT_BYTES
         )
-        text = (transfer.staging / place).read_text(encoding="utf-8-sig", errors="replace")
-        folder = place.rpartition("/")[0]
-        lines = [line.strip() for line in text.splitlines()]
-        return [_inside(f"{folder}/{line}" if folder else line, f"the list {place}") for line in lines if line]
 
     def _image_with_label(self, put: Put, url: str, staging: Path, meter: Meter, place: str, stop: StopSignal) -> None:
-        if suffix(place) not in IMAGE_SUFFIXES:
+        if not is_image(place):
             raise DatasetError(f"{shown(place)} in the lists of {shown_url(url)} is not an image.")
         self._fetch(put, urljoin(url, quote(place)), place, staging, stop, meter, max_bytes=MAX_IMAGE_BYTES)
         label = label_place(place)
@@ -162,7 +164,7 @@ class WebSource:
             return False
         return known is not None
 
-    def _local_image(self, record: Record, folder: str | None, home: Path | None) -> Path:
+    def _local_image(self, record: ListedImage, folder: str | None, home: Path | None) -> Path:
         if folder is None or home is None or "/" in record.file:
             raise DatasetError(f"The NDJSON record of {shown(record.file)} has no url. Export the dataset with URLs.")
         return self.roots.admit(home / folder / "images" / record.split / record.file)
@@ -183,19 +185,3 @@ def label_place(image: str) -> str:
     folder, found, rest = f"/{image}".rpartition("/images/")
     place = f"{folder}/labels/{rest}" if found else image
     return str(PurePosixPath(place.lstrip("/")).with_suffix(".txt"))
-
-
-def _write_labels(records: list[Record], staging: Path) -> None:
-    for record in records:
-        if record.label is not None:
-            path = staging / record.label
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(record.rows, encoding="utf-8")
-
-
-def _inside(place: str, where: str) -> str:
-    if "://" in place or place.startswith("/"):
-        raise DatasetError(
-            f"{shown(place)} in {shown(where)} must be a relative path, because the YAML is at an http(s) URL."
-        )
-    return safe_name(place, Limits(), f"In {shown(where)}") or ""

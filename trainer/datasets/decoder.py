@@ -1,0 +1,79 @@
+"""The jobs that read untrusted files, and where they are executed.
+
+A job (`Job`) extracts an archive, parses a YAML or checks a dataset. The service executes each job in a confined
+process (confined/). Tests and the confined process itself call `here`, which executes a job in the current process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from trainer.core.errors import MachineFailed
+from trainer.core.stop import StopSignal
+
+R = TypeVar("R", covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """The paths that a job uses. In `fill`, only regular files and folders can be created; in `write`, also links."""
+
+    read: tuple[str, ...] = ()
+    fill: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """The disk that a job fills. Both functions raise `HostUnfit` if the disk is too full.
+
+    `make` is called at most once, with the number of bytes that the job will write. `check` is called regularly.
+    """
+
+    make: Callable[[int], object] = lambda _: None
+    check: Callable[[], object] = lambda: None
+
+
+ENOUGH_ROOM = Room()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """The result of a job that only writes files."""
+
+
+class Job(Protocol[R]):
+    """A job is a frozen dataclass. Its fields are text, numbers, None, and lists and mappings of these values.
+
+    The folders and files in `Access.fill` and `Access.write` exist before the job starts.
+    """
+
+    @property
+    def access(self) -> Access:
+        """The paths that `run` uses."""
+
+    def run(self, stop: StopSignal, room: Room) -> R:
+        """Do the work and return the result, a dataclass. Raises `DatasetError`, `MachineFailed` or `Stopped`."""
+
+
+class Decoder(Protocol):
+    """Executes a job and returns its result. Raises the errors of the job."""
+
+    def __call__(self, job: Job[R], stop: StopSignal, room: Room = ENOUGH_ROOM) -> R: ...
+
+
+@contextmanager
+def answers_checked() -> Iterator[None]:
+    """Turn the exceptions that an invalid answer of a job causes into `MachineFailed`."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, FileExistsError) as error:
+        raise MachineFailed(f"The process that reads the dataset sent an invalid answer ({error}).") from error
+
+
+def here(job: Job[R], stop: StopSignal, room: Room = ENOUGH_ROOM) -> R:
+    """Execute a job in this process."""
+    return job.run(stop, room)
