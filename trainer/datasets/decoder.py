@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import StopSignal
 
-R = TypeVar("R", covariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Done:
     """The result of a job that only writes files."""
 
 
-class Job(Protocol[R]):
+class Job(Protocol[R_co]):
     """A job is a frozen dataclass. Its fields are text, numbers, None, and lists and mappings of these values.
 
     The folders and files in `Access.fill` and `Access.write` exist before the job starts.
@@ -55,14 +55,14 @@ class Job(Protocol[R]):
     def access(self) -> Access:
         """The paths that `run` uses."""
 
-    def run(self, stop: StopSignal, room: Room) -> R:
+    def run(self, stop: StopSignal, room: Room) -> R_co:
         """Do the work and return the result, a dataclass. Raises `DatasetError`, `MachineFailed` or `Stopped`."""
 
 
 class Decoder(Protocol):
     """Executes a job and returns its result. Raises the errors of the job."""
 
-    def __call__(self, job: Job[R], stop: StopSignal, room: Room = ENOUGH_ROOM) -> R: ...
+    def __call__(self, job: Job[R_co], stop: StopSignal, room: Room = ENOUGH_ROOM) -> R_co: ...
 
 
 @contextmanager
@@ -74,6 +74,6 @@ def answers_checked() -> Iterator[None]:
         raise MachineFailed(f"The process that reads the dataset sent an invalid answer ({error}).") from error
 
 
-def here(job: Job[R], stop: StopSignal, room: Room = ENOUGH_ROOM) -> R:
+def here(job: Job[R_co], stop: StopSignal, room: Room = ENOUGH_ROOM) -> R_co:
     """Execute a job in this process."""
     return job.run(stop, room)

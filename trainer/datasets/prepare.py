@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from trainer.core.dataset import DatasetOrder, Finding, PreparedDataset
+from trainer.core.dataset import DatasetOrder, Finding, PreparedDataset, Task
+from trainer.core.errors import DatasetError
 from trainer.core.events import Event, Phase, PhaseStarted, Warned
 from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.pixels import PixelCache
-from trainer.datasets.findings import Report
-from trainer.datasets.formats.detect import recognize
-from trainer.datasets.formats.source_tree import Tree
-from trainer.datasets.images.facts_cache import FactsCache
+from trainer.datasets.decoder import Decoder, answers_checked, here
+from trainer.datasets.images.facts_cache import FactsCache, identity
+from trainer.datasets.inspection import (
+    FACTS,
+    SHEET,
+    Inspect,
+    Inspected,
+    Source,
+    finding_as_json,
+    read_scaled_down,
+    roots_as_json,
+)
 from trainer.datasets.source.fetch import Fetcher
+from trainer.datasets.source.lines import opened
 from trainer.datasets.source.reference import Roots, owner_folder, parse_reference
-from trainer.datasets.view.links import VIEW, new_folder
+from trainer.datasets.view.links import DATA_YAML, VIEW, new_folder, view_errors
 from trainer.disk.removal import remove_tree
 
-if TYPE_CHECKING:
-    from trainer.datasets.checks.check import Checked
-
+LARGEST_SHEET = 64 << 20  # bytes
+MOST_PIXELS = 300_000  # images; the decoded pixels of further images are not kept
+NO_DATASETS = tuple(map(Path, ("/proc", "/sys", "/dev", "/run", "/etc")))
 OnEvent = Callable[[Event], None]
 
 
@@ -45,6 +54,7 @@ class FetchedDatasets:
 
     `allowed_buckets` and `by_owner` limit what a row can name; see `source/reference.py`.
     `facts` and `pixels` are caches: images that did not change since an earlier run are not read or decoded again.
+    `decode` executes the checks.
     """
 
     fetcher: Fetcher
@@ -55,24 +65,39 @@ class FetchedDatasets:
     by_owner: bool = False
     facts: FactsCache | None = None
     pixels: PixelCache | None = None
+    decode: Decoder = here
 
     def prepare(self, order: DatasetOrder, folder: Path, stop: StopSignal, on_event: OnEvent) -> PreparedDataset:
         """See `core.ports.Datasets`. Each warning is also an event."""
-        from trainer.datasets.view.build import build
-
-        report = Report()
-        checked, readable = self._checked(order, folder, stop, report, on_event)
-        with _without_garbage_collector():
-            prepared = build(order, checked, folder / VIEW, stop, report, self.pixels)
-        for finding in prepared.findings:
+        view = folder / VIEW
+        with self._inspected(order, folder, stop, on_event, view=view) as (found, job):
+            data = view if found.task is Task.CLASSIFY else view / DATA_YAML
+            if data.is_symlink() or not data.exists():
+                raise ValueError(f"the view has no {data.name}")
+            if self.pixels:
+                self.pixels.link(view, order.imgsz, _identities(Path(job.made)), order.owner)
+        for finding in found.report:
             if finding.level == "warning":
                 on_event(Warned(code=finding.code, message=finding.message))
-        return replace(prepared, readable=readable)
+        return PreparedDataset(
+            root=view,
+            data=data,
+            task=found.task,
+            names=found.names,
+            images=found.images,
+            fingerprint=found.fingerprint,
+            findings=found.report,
+            summary=found.summary,
+            readable=tuple(map(Path, job.readable)),
+        )
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
         """See `core.ports.Datasets`. Facts about the images are saved for the next run."""
-        with self.fetcher.cache.temporary() as folder:
-            self._checked(order, folder, stop, Report(), lambda _: None)
+        with (
+            self.fetcher.cache.temporary() as folder,
+            self._inspected(order, folder, stop, lambda _: None),
+        ):
+            pass
 
     def discard(self, folder: Path, *, keep: bool = False) -> None:
         """See `core.ports.Datasets`."""
@@ -91,55 +116,107 @@ class FetchedDatasets:
         `folder` is a new folder for fetched files; the caller removes it.
         Raises the same errors as `prepare`, but `DatasetError` only if the dataset cannot be checked at all.
         """
-        from trainer.datasets.checks.check import summary
-        from trainer.datasets.view.contact_sheet import draw_sheet
+        with self._inspected(order, folder, stop, on_event, draws_sheet=bool(sheet)) as (found, job):
+            if sheet:
+                _copy_sheet(Path(job.made) / SHEET, sheet)
+        return CheckResult(findings=found.report, summary=found.summary, drawn=found.drawn)
 
-        report = Report()
-        checked, _ = self._checked(order, folder, stop, report, on_event)
-        drawn = draw_sheet(checked, sheet) if sheet else 0
-        return CheckResult(findings=report.findings, summary=summary(checked, report), drawn=drawn)
-
-    def _checked(
-        self, order: DatasetOrder, folder: Path, stop: StopSignal, report: Report, on_event: OnEvent
-    ) -> tuple[Checked, tuple[Path, ...]]:
-        """Fetch, recognize and check all sources. Return the result and the folders that contain the files.
+    @contextmanager
+    def _inspected(
+        self,
+        order: DatasetOrder,
+        folder: Path,
+        stop: StopSignal,
+        on_event: OnEvent,
+        *,
+        view: Path | None = None,
+        draws_sheet: bool = False,
+    ) -> Iterator[tuple[Inspected, Inspect]]:
+        """Fetch and check all sources. Yield the result and the job. The files in `made` exist until the end of the block.
 
         Fetched files are kept as long as the new folder `folder` exists.
         """
-        from trainer.datasets.checks.check import check_all  # this imports numpy, which an idle worker does not need
-
+        made = folder / "inspection"
         new_folder(folder)
-        datasets = []
-        readable: dict[Path, None] = {}
-        for number, source in enumerate(order.sources):
-            ref = parse_reference(
-                source,
-                dataset_root=self.roots.dataset_root,
-                datasets_bucket=self.datasets_bucket,
-                storage_base_url=self.storage_base_url,
-                allowed_buckets=self.allowed_buckets,
-                folder=owner_folder(order.owner) if self.by_owner else None,
-            )
-            fetched = self.fetcher.fetch(ref, folder / f"source{number}", stop, on_event)
-            report.extend(fetched.findings)
-            root = fetched.root.resolve()
-            roots = Roots(root, hidden_names=True) if fetched.is_private else self.roots
-            readable |= dict.fromkeys((roots.dataset_root, *roots.extra))
-            tree = Tree(root, roots.admit, report, stop, is_owned=fetched.is_private)
-            entry = tree.root / fetched.entry if fetched.entry else None
-            datasets.append(recognize(tree, entry, order.task, report))
+        fetched = [
+            self._fetched(source, order.owner, folder / f"source{n}", stop, on_event) for n, source in enumerate(order.sources)
+        ]
         on_event(PhaseStarted(phase=Phase.CHECKING))
-        with _without_garbage_collector():
-            return check_all(order, datasets, stop, report, self.facts), tuple(readable)
+        with view_errors():
+            for new in (made, view) if view else (made,):
+                new.mkdir()
+            if self.facts:
+                self.facts.lend(order, made / FACTS)
+        job = Inspect(
+            order=asdict(order),
+            sources=tuple(asdict(source) for source in fetched),
+            roots=roots_as_json(self.roots),
+            readable=self._readable(fetched),
+            made=str(made),
+            view=str(view) if view else None,
+            has_facts=self.facts is not None,
+            draws_sheet=draws_sheet,
+        )
+        try:
+            found = self.decode(job, stop)
+            if self.facts:
+                self.facts.take_back(order, made / FACTS)
+            with answers_checked():
+                yield found, job
+        finally:
+            with contextlib.suppress(OSError):  # removed with `folder`
+                remove_tree(made)
+
+    def _fetched(
+        self, text: str, owner: str | None, staging: Path, stop: StopSignal, on_event: OnEvent
+    ) -> Source:
+        ref = parse_reference(
+            text,
+            dataset_root=self.roots.dataset_root,
+            datasets_bucket=self.datasets_bucket,
+            storage_base_url=self.storage_base_url,
+            allowed_buckets=self.allowed_buckets,
+            folder=owner_folder(owner) if self.by_owner else None,
+        )
+        fetched = self.fetcher.fetch(ref, staging, stop, on_event)
+        return Source(
+            root=str(fetched.root.resolve()),
+            entry=str(fetched.entry) if fetched.entry else None,
+            is_private=fetched.is_private,
+            findings=tuple(finding_as_json(finding) for finding in fetched.findings),
+        )
+
+    def _readable(self, sources: Sequence[Source]) -> tuple[str, ...]:
+        """Return the folders that the checks may read: a YAML in a folder of the user can name every root."""
+        shared = () if all(source.is_private for source in sources) else (self.roots.dataset_root, *self.roots.extra)
+        closed = [path.resolve() for path in (*self.roots.private, *NO_DATASETS)]
+        open_parts = (part for root in shared for part in without(root.resolve(), closed))
+        return (*(source.root for source in sources), *map(str, open_parts))
 
 
-@contextmanager
-def _without_garbage_collector() -> Iterator[None]:
-    """Disable the garbage collector, which would traverse 100,000 samples many times."""
-    was_enabled = gc.isenabled()
-    gc.disable()
+def without(folder: Path, closed: Sequence[Path]) -> Iterator[Path]:
+    """Yield the parts of a folder that are outside the folders `closed`. Links are left out."""
+    inside = [path for path in closed if path.is_relative_to(folder)]
+    if not inside:
+        yield folder
+    elif folder not in inside:
+        with contextlib.suppress(OSError):  # a folder that cannot be listed
+            for child in sorted(folder.iterdir()):
+                if not child.is_symlink():
+                    yield from without(child, inside)
+
+
+def _identities(made: Path) -> dict[str, str]:
+    """Return the identities of the images that the training scales down, by place."""
+    images = islice(read_scaled_down(made), MOST_PIXELS)
+    found = ((place, identity(image, is_owned=is_owned)) for place, image, is_owned in images)
+    return {place: key for place, key in found if key}
+
+
+def _copy_sheet(drawn: Path, sheet: Path) -> None:
+    with opened(drawn) as file:
+        data = file.read(LARGEST_SHEET)
     try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+        sheet.write_bytes(data)
+    except OSError as error:
+        raise DatasetError(f"The contact sheet cannot be written to {sheet}: {error}.") from error

@@ -17,12 +17,13 @@ from trainer.core.model import ModelFile, ModelRef
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
+from trainer.datasets.confined.process import ConfinedDecoder
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.prepare import CheckResult, FetchedDatasets
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import Roots, is_object_path, parse_reference
 from trainer.remote.web import GuardedClient
-from trainer.settings import Settings
+from trainer.settings import Settings, process_environment
 from trainer.training.exports import available_exports
 from trainer.weights.model_folder import ModelFolder
 from trainer.wiring.backend import Backend, open_backend
@@ -38,6 +39,8 @@ def build_datasets(
     root, roots = settings.datasets_folder, roots or dataset_roots(settings)
     web = web_client(settings, backend.url)
     opened.callback(web.close)
+    decode = ConfinedDecoder(environment=process_environment(), sandbox="auto" if settings.sandbox else "0")
+    opened.callback(decode.close)
     cache = ContentCache(root / ".cache", max_bytes=int(settings.dataset_cache_gb * GB))
     fetcher = Fetcher(
         roots=roots,
@@ -47,6 +50,7 @@ def build_datasets(
         datasets_bucket=settings.supabase_datasets_bucket,
         allowed_buckets=settings.allowed_buckets,
         by_owner=settings.datasets_by_owner,
+        decode=decode,
     )
     return FetchedDatasets(
         fetcher=fetcher,
@@ -57,6 +61,7 @@ def build_datasets(
         by_owner=settings.datasets_by_owner,
         facts=FactsCache(root / ".cache" / "facts"),
         pixels=PixelCache(cache) if settings.fast_loader else None,
+        decode=decode,
     )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import uuid
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from trainer.core.dataset import DatasetOrder
 from trainer.datasets.images.header import Facts
 
 VERSION = 2  # increase it when `images.header.facts` changes; files with another version are ignored
+LARGEST = 1 << 30  # bytes of a file; one million images need 0.2 GB
 MAX_DATASETS = 200  # number of files to keep; the least recently used files are removed
 
 
@@ -31,7 +33,8 @@ class FactsCache:
         path = self._path(order)
         try:
             document = json.loads(path.read_bytes())
-            os.utime(path)
+            with contextlib.suppress(OSError):  # a confined process cannot do this: `lend` does it
+                os.utime(path)
             return _facts(document) if document["version"] == VERSION else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
@@ -48,6 +51,26 @@ class FactsCache:
             finally:
                 temporary.unlink(missing_ok=True)
             self._evict()
+
+    def lend(self, order: DatasetOrder, folder: Path) -> None:
+        """Put the facts of an order into the new folder `folder`, where a `FactsCache` in another process uses them."""
+        folder.mkdir()
+        path = self._path(order)
+        with contextlib.suppress(OSError):
+            os.utime(path)
+            os.link(path, folder / path.name)  # the other process replaces this file, and never changes it
+
+    def take_back(self, order: DatasetOrder, folder: Path) -> None:
+        """Keep the facts that the other process saved in `folder`. They are used only for the same owner and sources."""
+        path = self._path(order)
+        new = folder / path.name
+        with contextlib.suppress(OSError):
+            found = new.lstat()
+            is_new = not path.exists() or not os.path.samestat(found, path.stat())
+            if is_new and stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                new.replace(path)
+                self._evict()
 
     def _path(self, order: DatasetOrder) -> Path:
         key = json.dumps([order.owner, order.sources]).encode()

@@ -53,7 +53,7 @@ def read_tree(tree: Path) -> Fetched | None:
 def _read(tree: Path) -> Fetched | None:
     root = str(tree / FILES)
     lines = read_lines(tree / LISTING)
-    head = next(lines, None)
+    head = next(lines, {})
     present = total = 0
     for line in lines:
         relpath, size, modified = line

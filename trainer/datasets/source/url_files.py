@@ -45,7 +45,7 @@ class WebSource:
         places = self.decode(ReadEntries(yaml=str(file), url=url), transfer.stop).places
         with on_this_disk(transfer.staging):
             link_tree([("data.yaml", file)], transfer.staging)
-        for place in places:
+        for place in dict.fromkeys(places):
             if not is_image(place):
                 self._fetch_list(url, place, transfer)
         with self._lists(transfer) as made:
@@ -109,7 +109,8 @@ class WebSource:
             raise DatasetError(f"{shown(place)} in the lists of {shown_url(url)} is not an image.")
         self._fetch(put, urljoin(url, quote(place)), place, staging, stop, meter, max_bytes=MAX_IMAGE_BYTES)
         label = label_place(place)
-        with contextlib.suppress(ObjectMissing):  # an image without a label file has no labels
+        # an image without a label file has no labels; two images can have the same label file
+        with contextlib.suppress(ObjectMissing, FileExistsError):
             address = urljoin(url, quote(label))
             self._fetch(put, address, label, staging, stop, meter, max_bytes=MAX_TEXT_BYTES, may_be_empty=True)
         meter.finish_file()

@@ -34,6 +34,7 @@ _UNSAFE = re.compile(r"[^\w.+() -]")
 _PLAIN_SUFFIX = {"jfif": "jpg", "jpe": "jpg"}
 VIEW = "view"  # in the folder of a run's dataset
 LINKED = "linked"  # in a view
+DATA_YAML = "data.yaml"  # in a view
 CHECK_EVERY = 512  # number of files between two checks of the stop signal
 
 
@@ -63,7 +64,6 @@ def write_view(view: Path, samples: Sequence[Sample], stop: StopSignal, empty: I
     Raises `MachineFailed` for errors of the disk, `DatasetError` if an image no longer exists, or `Stopped`.
     """
     with view_errors():
-        view.mkdir(parents=True)
         for folder in empty:
             (view / folder).mkdir(parents=True, exist_ok=True)
         linked = _link_folders(view, samples)
@@ -98,7 +98,7 @@ def write_data_yaml(
         data["kpt_shape"] = list(kpt_shape)
     if flip_idx:
         data["flip_idx"] = list(flip_idx)
-    path = view / "data.yaml"
+    path = view / DATA_YAML
     with view_errors():
         path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return path
