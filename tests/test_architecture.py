@@ -48,7 +48,7 @@ INSIDE = {
         "source": {"cache", "data_yaml", "decoder", "findings", "image_kinds", "untrusted"},
         "formats": {"data_yaml", "findings", "image_kinds", "images", "samples", "untrusted"},
         "checks": {"findings", "images", "labels", "samples"},
-        "view": {"checks", "findings", "images", "labels", "samples"},
+        "view": {"checks", "findings", "labels", "samples"},
         "inspection": {
             "checks",
             "data_yaml",

@@ -28,10 +28,13 @@ _KEPT_CAPABILITIES = sum(1 << bit for bit in (0, 1, 3, 4, 14, 23))
 
 # rights of linux/landlock.h
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = (1 << bit for bit in range(4))
-_MAKE_CHAR, _MAKE_BLOCK, _TRUNCATE = 1 << 6, 1 << 11, 1 << 14
+_MAKE_CHAR, _MAKE_SOCKET, _MAKE_PIPE, _MAKE_BLOCK, _MAKE_LINK, _REFER, _TRUNCATE = (
+    1 << bit for bit in (6, 9, 10, 11, 12, 13, 14)
+)
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
 _READ = _READ_FILE | _READ_DIR
 _NO_WRITING = _EXECUTE | _MAKE_CHAR | _MAKE_BLOCK
+_NO_FILLING = _NO_WRITING | _MAKE_SOCKET | _MAKE_PIPE | _MAKE_LINK | _REFER
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1}  # for versions 1 and 2 of Landlock
 _ALL_FILE_RIGHTS = (1 << 15) - 1  # from version 3
 _TCP_BIND_AND_CONNECT = 0b11  # from version 4
@@ -51,11 +54,12 @@ class SandboxUnavailable(OSError):
 class AccessPolicy:
     """Files and folder trees by permission; missing paths are ignored.
 
-    Files in `run` can be read and executed. Folders in `names` can be listed. `samples` are some of the files to read
+    Files in `run` can be read and executed. In `fill`, only regular files and folders can be created. Folders in `names` can be listed. `samples` are some of the files to read
     and folders to write to, for a test before the sandbox is entered.
     """
 
     write: tuple[Path, ...] = ()
+    fill: tuple[Path, ...] = ()
     read: tuple[Path, ...] = ()
     run: tuple[Path, ...] = ()
     names: tuple[Path, ...] = ()
@@ -80,6 +84,7 @@ def confine_files(policy: AccessPolicy, *, tcp: bool) -> None:
     try:
         for paths, rights in (
             (policy.write, everything & ~_NO_WRITING),
+            (policy.fill, everything & ~_NO_FILLING),
             (policy.read, _READ),
             (policy.run, _READ | _EXECUTE),
             (policy.names, _READ_DIR),

@@ -17,13 +17,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from trainer.sandbox.landlock import PR_SET_NO_NEW_PRIVS, SandboxUnavailable, call, prctl
-from trainer.sandbox.system_calls import ARCHITECTURES, numbers
+from trainer.sandbox.system_calls import ARCHITECTURES, PROCESSES, numbers
 
 _LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06  # instructions of BPF
 _ALLOW, _REFUSE, _MISSING = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 _X32 = 0x40000000  # second set of system call numbers on x86_64
 _EVERY_THREAD, _ALLOW_SPECULATION = 1, 4
 
+_CLONE_THREAD = 0x10000
 _NEW_NAMESPACES = 0x7E020000  # the flags CLONE_NEW* of `clone`
 _KIND = 0xF  # the kind of a socket, without the flags SOCK_NONBLOCK and SOCK_CLOEXEC
 # requests that change attributes of a file, even if it is open only for reading, and that type into a terminal:
@@ -99,8 +100,11 @@ _REFUSED_REQUESTS: Mapping[str, list[_Pattern]] = {
 _ALWAYS_ALLOWED = ("seccomp",)  # the table has its number only for this module
 
 
-def restrict_system_calls(sockets: Sockets) -> None:
-    """Refuse the system calls of the table from now on, in every thread. Raises `SandboxUnavailable` or OSError."""
+def restrict_system_calls(sockets: Sockets | None) -> None:
+    """Refuse the system calls of the table from now on, in every thread. Raises `SandboxUnavailable` or OSError.
+
+    If `sockets` is None, the process can open no socket, start no process or program, and send no signal.
+    """
     machine = platform.machine()
     if machine not in ARCHITECTURES:
         raise SandboxUnavailable(errno.ENOSYS, f"no seccomp filter for {machine}")
@@ -114,8 +118,10 @@ def restrict_system_calls(sockets: Sockets) -> None:
         raise OSError(errno.EBUSY, "a thread has a different seccomp filter")
 
 
-def _program(machine: str, sockets: Sockets) -> Iterator[_Step]:
-    allowed = {**_ONLY_OWN, "socket": list(_socket_patterns(sockets))}
+def _program(machine: str, sockets: Sockets | None) -> Iterator[_Step]:
+    allowed = {**_ONLY_OWN, "socket": list(_socket_patterns(sockets)) if sockets else []}
+    if sockets is None:
+        allowed["clone"] = [(_Is(0, _CLONE_THREAD, _CLONE_THREAD | _NEW_NAMESPACES),)]
     yield _Step(_LOAD, 4)  # the architecture
     yield _Step(_EQUAL, ARCHITECTURES[machine], if_true=1)
     yield _Step(_RETURN, _REFUSE)
@@ -123,7 +129,7 @@ def _program(machine: str, sockets: Sockets) -> Iterator[_Step]:
     yield _Step(_AT_LEAST, _X32, if_false=1)
     yield _Step(_RETURN, _REFUSE)
     for name, number in numbers(machine).items():
-        if name in _ALWAYS_ALLOWED or (name == "connect" and sockets.can_connect):
+        if name in _ALWAYS_ALLOWED or (sockets and (name in PROCESSES or (name == "connect" and sockets.can_connect))):
             continue
         if name in allowed:
             decision = _decide(allowed[name], match=_ALLOW, otherwise=_REFUSE)

@@ -39,7 +39,7 @@ def build_datasets(
     root, roots = settings.datasets_folder, roots or dataset_roots(settings)
     web = web_client(settings, backend.url)
     opened.callback(web.close)
-    decode = ConfinedDecoder(environment=process_environment(), sandbox="auto" if settings.sandbox else "0")
+    decode = ConfinedDecoder(environment=process_environment(), sandbox=settings.sandbox)
     opened.callback(decode.close)
     cache = ContentCache(root / ".cache", max_bytes=int(settings.dataset_cache_gb * GB))
     fetcher = Fetcher(

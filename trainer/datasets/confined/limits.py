@@ -9,7 +9,8 @@ import sysconfig
 from pathlib import Path
 
 from trainer.datasets.decoder import Access
-from trainer.sandbox.landlock import AccessPolicy, SandboxUnavailable, close_network, confine_files
+from trainer.sandbox.landlock import AccessPolicy, SandboxUnavailable, confine_files
+from trainer.sandbox.seccomp import restrict_system_calls
 
 MEMORY = 4 << 30  # bytes of address space; the annotations of COCO (0.45 GB of JSON) need about 3 GiB
 CPU_SECONDS = 4 * 3600  # ends a process whose service was killed; one million images take a few minutes
@@ -47,24 +48,26 @@ def confine(access: Access, sandbox: str) -> list[str]:
     if sandbox == "0":
         return []
     missing = []
-    for name, enter in (
-        ("files", lambda: confine_files(_policy(access), tcp=False)),
-        ("network", close_network),
-    ):
-        try:
-            enter()
-        except SandboxUnavailable as error:
-            if sandbox == "required":
-                raise
-            missing.append(f"{name} ({error.strerror})")
+    try:
+        confine_files(_policy(access), tcp=False)
+    except SandboxUnavailable as error:
+        missing.append(f"files (Landlock: {error.strerror})")
+    try:
+        restrict_system_calls(sockets=None)
+    except SandboxUnavailable as error:
+        missing.append(f"system calls and network (seccomp: {error.strerror})")
+    if missing and sandbox == "required":
+        raise OSError(f"SANDBOX=required, and this host does not have: {', '.join(missing)}")
     return missing
 
 
 def _policy(access: Access) -> AccessPolicy:
-    installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    installed = {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     on_path = {path for path in sys.path if path and not _PROJECT.is_relative_to(path)}
     return AccessPolicy(
-        write=tuple(map(Path, (*access.write, *access.fill))),
+        write=tuple(map(Path, access.write)),
+        fill=tuple(map(Path, access.fill)),
         read=(_PROJECT / "trainer", *map(Path, (*access.read, *_SYSTEM, *installed, *on_path))),
         names=(_PROJECT,),
+        samples=tuple(map(Path, access.read)),
     )

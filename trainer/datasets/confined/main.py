@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NoReturn
 from trainer.core.errors import TrainerError
 from trainer.core.stop import StopSignal
 from trainer.datasets.confined.limits import confine
-from trainer.datasets.confined.protocol import CRASHED, OUT_OF_MEMORY, encoded, error_message
+from trainer.datasets.confined.protocol import CRASHED, OUT_OF_MEMORY, encoded, error_message, not_confined
 from trainer.datasets.confined.registry import JOBS
 from trainer.datasets.decoder import Room
 
@@ -38,7 +38,11 @@ def main() -> NoReturn:
     order = service.next()
     gc.disable()  # the process is short-lived, and a collection would traverse millions of parsed values
     job = JOBS[order["job"]](**order["arguments"])
-    missing = confine(job.access, order["sandbox"])
+    try:
+        missing = confine(job.access, order["sandbox"])
+    except OSError as error:  # a process without its sandbox must not open an untrusted file
+        service.send(not_confined(error))
+        os._exit(1)
     if missing:
         service.send({"missing": missing})
     service.listen()

@@ -45,7 +45,7 @@ def decoded(line: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("a message is nested too deeply") from None
     if not isinstance(message, dict):
-        raise ValueError("a message is not an object")
+        raise ValueError("a message is not an object")  # noqa: TRY004 - the caller expects ValueError
     return message
 
 
@@ -54,6 +54,15 @@ def error_message(error: TrainerError) -> dict[str, Any]:
     kind = next((name for name, known in _KINDS.items() if isinstance(error, known)), MachineFailed.__name__)
     kind = type(error).__name__ if type(error).__name__ in _KINDS else kind
     return {"error": kind, "problems": list(error.problems if isinstance(error, BadRequest) else [str(error)])}
+
+
+def not_confined(error: OSError) -> dict[str, Any]:
+    """Return the message of a process that cannot enter its sandbox."""
+    text = (
+        "The process that reads the dataset cannot enter its sandbox on this host, so the dataset was not read "
+        f"({error}). Fix the cause; `doctor` shows what this kernel supports."
+    )
+    return error_message(HostUnfit(text))
 
 
 def error_of(message: Mapping[str, Any], memory: int) -> TrainerError:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.core.dataset import Finding
 from trainer.datasets.findings import finding_of
@@ -53,7 +54,7 @@ def read_tree(tree: Path) -> Fetched | None:
 def _read(tree: Path) -> Fetched | None:
     root = str(tree / FILES)
     lines = read_lines(tree / LISTING)
-    head = next(lines, {})
+    head: dict[str, Any] = next(lines, {})
     present = total = 0
     for line in lines:
         relpath, size, modified = line
