@@ -64,6 +64,7 @@ def write_view(view: Path, samples: Sequence[Sample], stop: StopSignal, empty: I
     Raises `MachineFailed` for errors of the disk, `DatasetError` if an image no longer exists, or `Stopped`.
     """
     with view_errors():
+        view.mkdir(parents=True, exist_ok=True)
         for folder in empty:
             (view / folder).mkdir(parents=True, exist_ok=True)
         linked = _link_folders(view, samples)
