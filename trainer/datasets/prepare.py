@@ -139,7 +139,8 @@ class FetchedDatasets:
         made = folder / "inspection"
         new_folder(folder)
         fetched = [
-            self._fetched(source, order.owner, folder / f"source{n}", stop, on_event) for n, source in enumerate(order.sources)
+            self._fetched(source, order.owner, folder / f"source{n}", stop, on_event)
+            for n, source in enumerate(order.sources)
         ]
         on_event(PhaseStarted(phase=Phase.CHECKING))
         with view_errors():
@@ -167,9 +168,7 @@ class FetchedDatasets:
             with contextlib.suppress(OSError):  # removed with `folder`
                 remove_tree(made)
 
-    def _fetched(
-        self, text: str, owner: str | None, staging: Path, stop: StopSignal, on_event: OnEvent
-    ) -> Source:
+    def _fetched(self, text: str, owner: str | None, staging: Path, stop: StopSignal, on_event: OnEvent) -> Source:
         ref = parse_reference(
             text,
             dataset_root=self.roots.dataset_root,
