@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 
 import pytest
 
+from tests.process.conftest import PROGRAMS
+from tests.process.sandbox_host import needs_landlock
 from tests.supabase_fixtures import supabase, supabase_lab, supabase_servers  # noqa: F401 - fixtures
-from tests.unit.worker.harness import WorkerFixture, wait_for
+from tests.unit.worker.harness import WorkerFixture, in_background, wait_for
 from trainer.core.errors import Refused
 from trainer.core.events import Warned
 from trainer.core.job import Completed, Failed, Interrupted, RunEvent, Verdict
 from trainer.core.progress import Progress
+from trainer.training.supervisor.process import ChildTrainer
 from trainer.worker.event_sink import EventSink
 from trainer.worker.journal import Journal
 from trainer.worker.refused_parts import EventDelivery, finish
@@ -225,3 +230,53 @@ def test_run_table_error_of_a_rule_names_the_rule(worker, rule, journal):
         worker.queue.beat(journal.lease, {"b": 1}, [])
     with pytest.raises(Refused, match=r"22P02|22007"):
         worker.queue.beat(journal.lease, None, [RunEvent(seq=1, at="no time", kind="epoch", data={})])
+
+
+@pytest.fixture
+def hostile(worker, tmp_path):
+    """Return a function that gives the worker a real training process, which runs code in its sandbox."""
+
+    def run(code):
+        program = (sys.executable, str(PROGRAMS / "sends_hostile_events.py"), code)
+        (tmp_path / "home").mkdir()
+        worker.trainer = ChildTrainer(
+            environment=dict(os.environ), home=tmp_path / "home", weights=tmp_path / "models", program=program
+        )
+        return worker.enqueue()
+
+    yield run
+    worker.trainer.close()
+
+
+@needs_landlock
+def test_cancel_arrives_while_training_sends_impossible_epochs(worker, hostile):
+    """Before the limits, such an epoch made the database refuse every heartbeat, which counted as an outage."""
+    run_id = hostile("""
+import time
+phase('training')
+for number in range(10**9):
+    send(kind='epoch', epoch=3_000_000_000, total_epochs=2**70, metrics={'a': 10**400}, seconds=1e300)
+    send(kind='checkpoint', epoch=3_000_000_000, sha256='ab' * 32, bytes=2**80, path='.env', key='other/best.pt')
+    time.sleep(0.05)
+""")
+    with in_background(worker.work):
+        wait_for(lambda: "warning" in worker.kinds(run_id))
+        worker.queue.cancel(run_id)
+        wait_for(lambda: worker.row(run_id)["status"] == "canceled")
+
+    assert worker.row(run_id)["checkpoint"] is None
+    assert {"epoch", "checkpoint"}.isdisjoint(worker.kinds(run_id))
+
+
+@needs_landlock
+def test_flood_of_events_fails_run_with_reason(worker, hostile):
+    run_id = hostile("phase('training')\nwhile True: send(kind='warning', code='x', message='\\x1b[2J' + 'y' * 3000)")
+
+    worker.work()
+
+    row = worker.row(run_id)
+    assert row["status"] == "failed"
+    assert row["error_message"].startswith("The training sent more events than a training needs")
+    messages = worker.warnings(run_id, "x")
+    assert len(messages) < 10_100
+    assert messages[0].startswith("\\x1b[2Jy")

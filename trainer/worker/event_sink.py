@@ -37,6 +37,8 @@ class EventSink:
 
     def record(self, event: Event) -> None:
         """Record an event. The first transfer of a phase also starts that phase."""
+        if isinstance(event, Warned):  # a warning can quote a row, a dataset or a server
+            event = replace(event, message=escaped(event.message))
         with structlog.contextvars.bound_contextvars(run=self.labels):
             if isinstance(event, TransferProgress) and self.labels.get("phase") != event.phase:
                 self._record(PhaseStarted(phase=event.phase))

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
-from trainer.core.job import Beat, Job, JsonObject, Lease, Outcome, Retry, Status
+from trainer.core.job import Beat, Failed, Job, JsonObject, Lease, Outcome, Retry, Status
 from trainer.core.ports import AttemptEnd, Delivery, Queue, Reporter
 from trainer.core.progress import Progress
 from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopSignal
+from trainer.core.text import escaped
 from trainer.worker.attempt import Attempt
 from trainer.worker.error_boundary import call_or, error_boundary
 from trainer.worker.event_sink import EventSink
@@ -117,6 +118,8 @@ class Execution:
                 attempt.outcome, RUN_FAILED_IN_SERVICE, lambda: self._outcome_after_error(attempt, run.job.id)
             )
             # a cancel request after this line has no effect, because the outcome is decided
+            if isinstance(outcome, Failed | Retry):  # the message can quote a row, a dataset or a training
+                outcome = replace(outcome, message=escaped(outcome.message))
             if outcome is not None:
                 journal.end(outcome)
             with error_boundary("dataset view cannot be removed"):

@@ -191,3 +191,12 @@ def test_failed_run_does_not_prove_that_host_works(worker, monkeypatch, error):
     worker.work()
 
     assert successes == []
+
+
+def test_message_of_failed_run_contains_no_control_characters(worker):
+    run_id = worker.enqueue()
+    worker.fail_in(1, RunFailed("a\x1b[2J\nb\u202e"))
+
+    worker.work()
+
+    assert worker.row(run_id)["error_message"] == "a\\x1b[2J\nb\\u202e"
