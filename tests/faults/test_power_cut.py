@@ -6,7 +6,6 @@ import json
 import uuid
 import zipfile
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -20,6 +19,7 @@ from trainer.core.dataset import Task
 from trainer.core.job import Completed, Job, Lease, RunRequest
 from trainer.core.model import ModelObject
 from trainer.core.ports import Worker
+from trainer.core.run_folder import OutputFolder
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
@@ -81,7 +81,7 @@ def test_reported_checkpoint_survives_power_cut(power_cut, tmp_path):
     runs.fail()
     runs.restore()
 
-    path = Path(saved.path)
+    path = OutputFolder(runs.place).checkpoint(saved.epoch)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == saved.sha256
     assert json.loads(path.with_suffix(".json").read_text())["sha256"] == saved.sha256
 

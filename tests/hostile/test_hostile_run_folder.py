@@ -227,10 +227,11 @@ def test_cancel_during_upload_of_huge_sparse_file_ends_the_run(worker):
     assert worker.row(run_id)["status"] == "canceled"
 
 
-@pytest.mark.parametrize(
-    "name", ["output", "output/weights", "run.log", "manifest.json", ".run.log.uploading", "resumed"]
-)
-@pytest.mark.parametrize("what", ["link to secret", "link to endless device", "pipe"])
+OF_SERVICE = ["run.log", "manifest.json", ".run.log.uploading", ".finished.json", ".finished.json.tmp", "resumed"]
+
+
+@pytest.mark.parametrize("name", ["output", "output/weights", *OF_SERVICE])
+@pytest.mark.parametrize("what", long_except(["link to secret", "link to endless device", "pipe"], "link to secret"))
 def test_process_without_sandbox_cannot_publish_or_change_other_files(tmp_path, monkeypatch, name, what):
     """SANDBOX=0: the process can replace every file of the run folder, and the service follows none of the links."""
     monkeypatch.setenv("SUPERVISOR_KEY", "SUPERVISOR_KEY")
