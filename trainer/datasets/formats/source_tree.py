@@ -121,11 +121,11 @@ class Tree:
 
     def _may_read(self, folder: str) -> bool:
         """Return whether the folder is allowed. A private folder of the service inside the tree is not reported."""
-        if os.path.realpath(folder) != folder:
-            return self._followed(folder) is not None
         try:
             self._admit(Path(folder))
         except DatasetError:
+            if os.path.realpath(folder) != folder:
+                self._report.add("symlink_outside", self.relative(folder))
             return False
         return True
 

@@ -139,40 +139,40 @@ class Roots:
         try:
             real = (self.dataset_root / path).resolve(strict=True)
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symlinks
-            self._require_below(Path(self.dataset_root / path).parent, path)
+            self._require_allowed(os.path.realpath((self.dataset_root / path).parent), path)
             self._require_mounted(self.dataset_root / path)
             raise_if_disk_is_broken(error, f"data_yaml: {shown(str(path))}")
             raise DatasetError(
                 f"data_yaml: {shown(str(path))} does not exist or cannot be read on this host. "
                 "Check the path and its permissions."
             ) from None
-        self._require_below(real, path)
+        self._require_allowed(str(real), path)
         return real
 
     @cached_property
-    def _real(self) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    def _real(self) -> tuple[list[str], list[str]]:
         """The real paths of the roots and of the private folders. A dataset can have 100,000 links to check."""
-        roots = tuple(Path(os.path.realpath(root)) for root in (self.dataset_root, *self.extra))
-        return roots, tuple(Path(os.path.realpath(folder)) for folder in self.private)
+        roots = (os.path.realpath(root) for root in (self.dataset_root, *self.extra))
+        return list(roots), [os.path.realpath(folder) for folder in self.private]
 
-    def _require_below(self, real: Path, path: Path | str) -> None:
-        real = Path(os.path.realpath(real))
-        if not any(real.is_relative_to(root) for root in self._real[0]):
+    def _require_allowed(self, real: str, path: Path | str) -> None:
+        """Raise `DatasetError` unless `real`, the real path of `path`, is in a root and not private or hidden."""
+        if not any(_is_below(real, root) for root in self._real[0]):
             self.__dict__.pop("_real")  # the operator may have replaced a root that is a link
         roots, private = self._real
-        around = [root for root in roots if real.is_relative_to(root)]
+        around = [root for root in roots if _is_below(real, root)]
         if not around:
             raise DatasetError(
                 f"data_yaml: {shown(str(path))} is outside the allowed folders. Move it into "
                 "DATASET_ROOT, or let the operator add its folder to EXTRA_DATASET_ROOTS."
             )
-        nearest = max(around, key=lambda root: len(root.parts))
-        if any(real.is_relative_to(folder) and folder.is_relative_to(nearest) for folder in private):
+        nearest = max(around, key=len)
+        if any(_is_below(real, folder) and _is_below(folder, nearest) for folder in private):
             raise DatasetError(
                 f"data_yaml: {shown(str(path))} is in a folder of the service itself, which contains the data of other "
                 "runs. Name the folder of a dataset."
             )
-        if not self.hidden_names and all(_has_hidden_name(real.relative_to(root)) for root in around):
+        if not self.hidden_names and all("/." in real[len(root.rstrip("/")) :] for root in around):
             raise DatasetError(
                 f"data_yaml: {shown(str(path))} is hidden: a name in its path starts with a dot. Rename it, or let the "
                 "operator add its folder to EXTRA_DATASET_ROOTS."
@@ -187,8 +187,9 @@ class Roots:
                 )
 
 
-def _has_hidden_name(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+def _is_below(real: str, folder: str) -> bool:
+    """Return whether a real path is `folder` or inside it."""
+    return real == folder or real.startswith(folder.rstrip("/") + "/")
 
 
 def _in_folder(ref: ObjectRef, buckets: Collection[str], folder: str, text: str) -> ObjectRef:
