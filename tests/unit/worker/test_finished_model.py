@@ -1,6 +1,7 @@
 """Publishing of finished models: retries, and attempts that only publish."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -221,3 +222,23 @@ def test_model_trained_with_smaller_batch_size_is_published_without_new_training
     results = worker.row(run_id)["results"]
     assert (results["plan"]["batch"], results["plan"]["asked_batch"]) == (4, 16)
     assert "batch" not in results
+
+
+def test_last_weights_are_the_model_if_no_epoch_was_the_best(worker):
+    """Example: every fitness was NaN, so Ultralytics wrote no best.pt."""
+    train = worker.trainer.train
+
+    def train_without_best(order, *arguments):
+        finished = train(order, *arguments)
+        (order.run_dir / "weights" / "best.pt").unlink()
+        return replace(finished, best=None)
+
+    worker.trainer.train = train_without_best
+    run_id = worker.enqueue()
+
+    worker.work()
+
+    row = worker.row(run_id)
+    assert row["status"] == "completed"
+    assert row["trained_model_url"] == worker.artifacts(run_id)["last.pt"]["url"]
+    assert "best.pt" not in worker.artifacts(run_id)
