@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-import subprocess
-import sys
 
 import pytest
 
-from tests.process.sandbox_host import needs_landlock, order_for, reading, sandbox_host
-from trainer.training.wire import encode_order
+from tests.process.sandbox_host import LANDLOCK, needs_landlock, order_for, reading, sandbox_host
 
 pytestmark = needs_landlock
 
@@ -48,18 +46,34 @@ def test_ranks_reach_each_other_and_nobody_else(host, service):
 
 
 def test_missing_namespace_is_reported_for_several_ranks_only(host):
-    code = """
-import os, sys
-from trainer.training.child.access_policy import confine
-from trainer.training.wire import decode_command
-print(confine(decode_command(sys.stdin.buffer.readline()), os.environ))
-"""
-    found = [
-        subprocess.run(
-            [sys.executable, "-c", code], input=encode_order(order_for(host.root, devices=devices)),
-            env=host.environment, stdout=subprocess.PIPE, check=True,
-        ).stdout
-        for devices in ((0, 1), (0,))
-    ]  # fmt: skip
+    reports = [
+        host.execute(order=order_for(host.root, devices=devices), has_network=False) for devices in ((0, 1), (0,))
+    ]
 
-    assert found == [b"['network of several GPUs (user namespaces are forbidden)']\n", b"[]\n"]
+    assert [each["missing"] for each in reports] == [["network of several GPUs (user namespaces are forbidden)"], []]
+
+
+@pytest.mark.skipif(LANDLOCK < 4, reason="Landlock restricts ports since version 4")
+def test_ranks_without_namespace_reach_only_ephemeral_ports(host):
+    """The ranks cannot choose the ports on which they listen, and services have lower ports."""
+    order = order_for(host.root, devices=(0, 1))
+    with low_port() as server:
+        snippets = [
+            OWN_LOOPBACK,
+            CONNECT.format(peer=server.getsockname()),
+            CONNECT.format(peer=("169.254.169.254", 80)),
+        ]
+        results = host.execute(*snippets, order=order, has_network=False)["results"]
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+    assert list(results.values()) == ["done", "PermissionError", "PermissionError"]
+
+
+def low_port():
+    """Return a server on a free port below the ephemeral ports."""
+    for port in range(20_000, 21_000):
+        with contextlib.suppress(OSError):
+            return socket.create_server(("127.0.0.1", port))
+    raise AssertionError("no free port")

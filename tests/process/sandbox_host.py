@@ -34,9 +34,10 @@ class SandboxHost:
     order: TrainingOrder
     environment: dict[str, str]
 
-    def execute(self, *snippets, order=None):
+    def execute(self, *snippets, order=None, has_network=True):
         order = order or self.order
-        network = [sys.executable, "-I", "-S", private_network.__file__] if len(order.devices) > 1 else []
+        has_network = has_network and len(order.devices) > 1
+        network = [sys.executable, "-I", "-S", private_network.__file__] if has_network else []
         done = subprocess.run(
             [*network, sys.executable, str(PROGRAM)],
             input=encode_order(order) + json.dumps(snippets).encode(),

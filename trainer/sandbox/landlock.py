@@ -37,7 +37,8 @@ _NO_WRITING = _EXECUTE | _MAKE_CHAR | _MAKE_BLOCK
 _NO_FILLING = _NO_WRITING | _MAKE_SOCKET | _MAKE_PIPE | _MAKE_LINK | _REFER
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1}  # for versions 1 and 2 of Landlock
 _ALL_FILE_RIGHTS = (1 << 15) - 1  # from version 3
-_TCP_BIND_AND_CONNECT = 0b11  # from version 4
+_TCP_VERSION, _BIND, _CONNECT = 4, 0b01, 0b10  # rights of TCP ports, from this version
+_PATH, _PORT = 1, 2  # kinds of rules
 _ABSTRACT_SOCKETS_AND_SIGNALS = 0b11  # from version 6
 
 _UNAVAILABLE = (errno.ENOSYS, errno.EOPNOTSUPP)  # not built into this kernel, or disabled at its start
@@ -66,10 +67,10 @@ class AccessPolicy:
     samples: tuple[Path, ...] = ()
 
 
-def confine_files(policy: AccessPolicy, *, tcp: bool) -> None:
+def confine_files(policy: AccessPolicy, *, tcp: bool, ports: range | None = None) -> None:
     """Restrict the calling thread to the policy. Files that the process writes cannot be executed.
 
-    If `tcp` is False, TCP ports are also closed. Raises `SandboxUnavailable` if the kernel has no Landlock. Raises OSError
+    If `tcp` is False, TCP ports are also closed. If `ports` are given, TCP can connect only to these ports, of any host. Raises `SandboxUnavailable` if the kernel has no Landlock. Raises OSError
     if this process has another thread, which would stay unrestricted; if a sample would become unusable, which happens
     on some network file systems; and for every other failure.
     """
@@ -77,7 +78,7 @@ def confine_files(policy: AccessPolicy, *, tcp: bool) -> None:
         raise OSError(errno.EBUSY, f"threads that the sandbox would not restrict: {', '.join(others)}")
     version = call(_CREATE_RULESET, None, 0, 1)
     everything = _FILE_RIGHTS.get(version, _ALL_FILE_RIGHTS)
-    network = _TCP_BIND_AND_CONNECT if version >= 4 and not tcp else 0
+    network = 0 if version < _TCP_VERSION or (tcp and ports is None) else _CONNECT if tcp else _BIND | _CONNECT
     scopes = _ABSTRACT_SOCKETS_AND_SIGNALS if version >= 6 else 0
     attributes = struct.pack("=QQQ", everything, network, scopes)
     rules = call(_CREATE_RULESET, attributes, len(attributes), 0)
@@ -91,6 +92,8 @@ def confine_files(policy: AccessPolicy, *, tcp: bool) -> None:
         ):
             for path in paths:
                 _allow(rules, path, rights & everything)
+        for port in ports or () if network else ():
+            call(_ADD_RULE, rules, _PORT, struct.pack("=QQ", _CONNECT, port), 0)
         prctl(PR_SET_NO_NEW_PRIVS, 1)
         _test_in_thread(rules, policy)
         call(_RESTRICT_SELF, rules, 0)
@@ -124,7 +127,7 @@ def _allow(rules: int, path: Path, rights: int) -> None:
         raise  # without its rule, the training would fail later with a misleading error
     try:
         rights &= -1 if path.is_dir() else _OF_FILES
-        call(_ADD_RULE, rules, 1, struct.pack("=Qi", rights, fd), 0)
+        call(_ADD_RULE, rules, _PATH, struct.pack("=Qi", rights, fd), 0)
     finally:
         os.close(fd)
 

@@ -22,7 +22,7 @@ from trainer.core.ports import TrainingOrder
 from trainer.sandbox.landlock import AccessPolicy, SandboxUnavailable, confine_files
 from trainer.sandbox.private_network import PRIVATE_NETWORK
 from trainer.sandbox.seccomp import restrict_system_calls
-from trainer.training.child.socket_policy import MPS, sockets_for
+from trainer.training.child.socket_policy import MPS, ephemeral_ports, sockets_for
 
 _PROJECT = Path(__file__).parents[3]
 _AMP_CHECK = "yolo26n.pt"  # weights for Ultralytics' test of mixed precision (AMP)
@@ -58,16 +58,18 @@ def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
     sockets = sockets_for(order)
     if order.devices:
         create_gpu_device(Path("/dev"))
+    is_shared = sockets.tcp and PRIVATE_NETWORK not in environment
+    ports = ephemeral_ports() if is_shared else None  # the ranks listen there; other services listen on lower ports
     missing = []
     try:
-        confine_files(access_policy(order, environment), tcp=sockets.tcp)
+        confine_files(access_policy(order, environment), tcp=sockets.tcp, ports=ports)
     except SandboxUnavailable as error:
         missing.append(f"files (Landlock: {error.strerror})")
     try:
         restrict_system_calls(sockets)
     except SandboxUnavailable as error:
         missing.append(f"system calls and network (seccomp: {error.strerror})")
-    if sockets.tcp and PRIVATE_NETWORK not in environment:
+    if is_shared:
         missing.append("network of several GPUs (user namespaces are forbidden)")
     return missing
 

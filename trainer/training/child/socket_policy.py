@@ -33,6 +33,12 @@ def sockets_for(order: TrainingOrder, devices: Path = Path("/dev"), mps: Path = 
     return Sockets(tcp=is_shared, unix=frozenset(kinds))
 
 
+def ephemeral_ports() -> range:
+    """Return the ports that this kernel gives to a process that does not choose a port."""
+    first, last = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    return range(int(first), int(last) + 1)
+
+
 def _is_service(control: Path) -> bool:
     """Return whether the socket exists and belongs to root or this user. Other users could create it in /tmp."""
     try:
