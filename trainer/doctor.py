@@ -22,6 +22,8 @@ from trainer.core.ports import ObjectStore, RunTable
 from trainer.core.stop import StopSignal
 from trainer.remote.clock import clock_skew
 from trainer.remote.supabase_access import role_of
+from trainer.sandbox import private_network
+from trainer.sandbox.support import SIGNALS, kernel_support, sandbox_problem
 from trainer.settings import Settings, misspelled_settings, read_settings
 from trainer.terminal import is_long_ago
 from trainer.wiring.backend import Backend, open_backend
@@ -65,6 +67,7 @@ def examine() -> Iterator[Check]:
     yield from _folders(settings)
     yield from _permissions(settings)
     yield from _shared_memory(Path("/dev/shm"))  # noqa: S108
+    yield from _sandbox(settings.sandbox)
     yield from _gpus()
     yield from _until_fault("queue", _backend(settings))
 
@@ -150,6 +153,33 @@ def _shared_memory(folder: Path) -> Iterator[Check]:
         yield Check(name="shared memory", state="warning", message=message)
     else:
         yield Check(name="shared memory", state="ok", message=f"{size / GIB:.1f} GiB")
+
+
+def _sandbox(setting: str) -> Iterator[Check]:
+    """Check what this kernel offers for the sandbox of training processes, and what the setting SANDBOX does with it."""
+    support = kernel_support()
+    if problem := sandbox_problem(setting):
+        yield Check(name="sandbox", state="fault", message=problem)
+    elif setting == "0":
+        message = "SANDBOX=0: a training process can read and change all files of this user; remove this setting"
+        yield Check(name="sandbox", state="warning", message=message)
+    elif support.missing:
+        message = (
+            f"this kernel has no {' and no '.join(support.missing)}: runs continue without it; use Linux 6.12 or newer"
+        )
+        yield Check(name="sandbox", state="warning", message=message)
+    elif support.landlock < SIGNALS:
+        message = (
+            f"Landlock {support.landlock} does not restrict signals, so a training process can kill other processes of this "
+            "user; use Linux 6.12 or newer"
+        )
+        yield Check(name="sandbox", state="warning", message=message)
+    else:
+        yield Check(name="sandbox", state="ok", message=f"Landlock {support.landlock}, seccomp, SANDBOX={setting}")
+    if setting != "0" and len(host.gpus()) > 1 and not private_network.is_available():
+        effect = "fail" if setting == "required" else "can use the network of this host"
+        message = f"user namespaces are forbidden, so runs on several GPUs {effect}; allow them for this user"
+        yield Check(name="sandbox", state="warning", message=message)
 
 
 def _gpus() -> Iterator[Check]:

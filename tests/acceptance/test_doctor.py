@@ -11,10 +11,12 @@ from trainer.core.ports import Worker
 from trainer.jobs.sqlite import SqliteQueue
 from trainer.settings import Settings
 
+NEED_NOT_BE_OK = ("shared memory", "sandbox")  # a host for tests can have little shared memory and an old kernel
+
 
 def test_healthy_host_without_server_has_no_fault(a_host):
     assert a_host.findings() == []
-    assert [check.name for check in a_host.findings("warning") if check.name != "shared memory"] == ["gpu"]
+    assert [check.name for check in a_host.findings("warning") if check.name not in NEED_NOT_BE_OK] == ["gpu"]
 
 
 def test_gpus_are_listed_with_their_memory(a_host):

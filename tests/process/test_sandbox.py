@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -46,6 +47,20 @@ except OSError as error:
     results = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
 
     assert results.stdout == f"False [Errno 13] Permission denied: '{tmp_path / 'needed'}'\n"
+
+
+def test_sockets_and_pipes_are_no_samples(tmp_path):
+    """Otherwise, a dataset with such a file could not be trained on."""
+    os.mkfifo(tmp_path / "pipe")
+    code = f"""
+import socket
+from pathlib import Path
+from trainer.sandbox.landlock import AccessPolicy, confine_files
+folder = Path({str(tmp_path)!r})
+socket.socket(socket.AF_UNIX).bind(str(folder / "socket"))
+confine_files(AccessPolicy(read=(folder,), samples=(folder / "pipe", folder / "socket", folder / "none")), tcp=False)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
 
 
 def test_unknown_processor_is_reported(monkeypatch):

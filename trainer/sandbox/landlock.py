@@ -134,7 +134,12 @@ def _allow(rules: int, path: Path, rights: int) -> None:
 
 def _test_in_thread(rules: int, policy: AccessPolicy) -> None:
     """Apply the rules to a temporary thread and check there that the samples still work."""
-    samples = [path for path in policy.samples if os.access(path, os.W_OK if path in policy.write else os.R_OK)]
+    samples = [
+        path
+        for path in policy.samples
+        # a dataset can contain a socket or a pipe, which cannot be opened like a file
+        if (path.is_file() or path.is_dir()) and os.access(path, os.W_OK if path in policy.write else os.R_OK)
+    ]
 
     def attempt() -> None:
         call(_RESTRICT_SELF, rules, 0)

@@ -9,6 +9,7 @@ from trainer import __version__, host
 from trainer.core.plan import TrainPlan
 from trainer.core.ports import Worker
 from trainer.request.parse import plan_of
+from trainer.sandbox.support import sandbox_problem
 from trainer.settings import Settings, process_environment
 from trainer.training.exports import available_exports
 from trainer.training.supervisor.process import ChildTrainer
@@ -31,7 +32,8 @@ def build_self_test(settings: Settings) -> SelfTest:
         Place(setting="RUNS_DIR", folder=settings.runs_folder, needs=LEAST),
         Place(setting="MODELS_DIR", folder=settings.models_folder),
     ]
-    return SelfTest(places, host.GpuCheck(process_environment()))
+    gpus = host.GpuCheck(process_environment())
+    return SelfTest(places, lambda: sandbox_problem(settings.sandbox) or gpus())
 
 
 def run_times(settings: Settings) -> RunTimes:

@@ -1,4 +1,4 @@
-"""The self-test of a host: its folders are writable and have free space, and its GPUs respond."""
+"""The self-test of a host: its folders are writable and have free space, its sandbox works and its GPUs respond."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Place:
 
 
 class SelfTest:
-    """Tests the folders, then calls `gpu_problem`, which returns a sentence or None. Safe for threads and processes."""
+    """Tests the folders, then calls `host_problem`, which returns a sentence or None. Safe for threads and processes."""
 
-    def __init__(self, places: Sequence[Place], gpu_problem: Callable[[], str | None] = lambda: None) -> None:
+    def __init__(self, places: Sequence[Place], host_problem: Callable[[], str | None] = lambda: None) -> None:
         self._places = places
-        self._gpu_problem = gpu_problem
+        self._host_problem = host_problem
 
     def require_folders(self) -> None:
         """Raise `Misconfigured` if a folder cannot be created or written.
@@ -48,7 +48,7 @@ class SelfTest:
 
     def __call__(self) -> str | None:
         """Return the problem of this host in one sentence, or None."""
-        return next(filter(None, map(_problem, self._places)), None) or self._gpu_problem()
+        return next(filter(None, map(_problem, self._places)), None) or self._host_problem()
 
 
 def write_and_read(folder: Path) -> None:
