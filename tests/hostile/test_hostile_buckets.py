@@ -10,7 +10,7 @@ from tests.web_server import body, redirect, web_server
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, DatasetError
 from trainer.core.stop import StopSignal
-from trainer.datasets.source.reference import owner_folder, parse_reference
+from trainer.datasets.source.reference import parse_reference
 from trainer.wiring.datasets import web_client
 
 ALICE, BOB = "11111111-aaaa-4aaa-8aaa-111111111111", "22222222-bbbb-4bbb-8bbb-222222222222"
@@ -108,7 +108,7 @@ FOREIGN = [
 @pytest.mark.parametrize("reference", FOREIGN)
 def test_key_outside_the_folder_of_the_owner_is_rejected(tmp_path, reference):
     with pytest.raises(DatasetError, match="is not in the folder of the owner"):
-        parse(reference, tmp_path, allowed_buckets=("more",), folder=owner_folder(ALICE))
+        parse(reference, tmp_path, allowed_buckets=("more",), by_owner=True, owner=ALICE)
 
 
 @pytest.mark.parametrize(
@@ -121,15 +121,17 @@ def test_key_outside_the_folder_of_the_owner_is_rejected(tmp_path, reference):
     ],
 )
 def test_key_in_the_folder_of_the_owner_is_accepted(tmp_path, reference, bucket):
-    found = parse(reference, tmp_path, allowed_buckets=("more",), folder=owner_folder(ALICE))
+    found = parse(reference, tmp_path, allowed_buckets=("more",), by_owner=True, owner=ALICE)
 
     assert found == ObjectRef(bucket=bucket, key=f"{ALICE}/set")
 
 
 @pytest.mark.parametrize("created_by", [None, "", ".", "..", f"{BOB}/x", "a/../b"])
-def test_row_without_a_usable_owner_has_no_folder(created_by):
+def test_row_without_a_usable_owner_names_no_stored_dataset(tmp_path, created_by):
     with pytest.raises(DatasetError, match="DATASETS_BY_OWNER=0"):
-        owner_folder(created_by)
+        parse("storage:set", tmp_path, by_owner=True, owner=created_by)
+    for other in ("/data/set", "https://example.org/set.zip"):
+        assert parse(other, tmp_path, by_owner=True, owner=created_by)
 
 
 def test_owner_with_the_name_of_a_bucket_reaches_no_other_folder(tmp_path):

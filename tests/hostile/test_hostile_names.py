@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.dataset_painter import paint
@@ -10,6 +13,7 @@ from trainer.core.errors import DatasetError, Misconfigured
 from trainer.settings import read_settings
 from trainer.wiring.datasets import dataset_roots
 
+ROOT = Path(__file__).parents[2]
 SECRET = ("runs", "models", "journal", "uploaded", "uploads", "children", "storage", "datasets/.cache/trees",
           "datasets/datasets/run_x", "datasets/.git", "../outside")  # fmt: skip
 
@@ -142,3 +146,13 @@ def test_dataset_root_must_not_be_a_folder_of_the_service(monkeypatch, tmp_path,
 
     with pytest.raises(Misconfigured, match=f"{variable} and DATASET_ROOT are the same folder"):
         read_settings()
+
+
+def test_every_folder_in_the_home_of_the_service_is_private(tmp_path):
+    """A new folder in TRAINER_HOME must be added to the list."""
+    sources = "".join(path.read_text() for path in (ROOT / "trainer").rglob("*.py"))
+    names = set(re.findall(r'home / "([\w.-]+)"', sources)) - {"datasets"}
+    settings = settings_in(tmp_path)
+
+    assert {"journal", "children", "queue.db", "storage", "uploads"} <= names
+    assert {settings.trainer_home / name for name in names} <= set(dataset_roots(settings).private)

@@ -29,7 +29,7 @@ from trainer.datasets.inspection import (
 )
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.lines import opened
-from trainer.datasets.source.reference import Roots, owner_folder, parse_reference
+from trainer.datasets.source.reference import Roots, parse_reference
 from trainer.datasets.view.links import DATA_YAML, VIEW, new_folder, view_errors
 from trainer.disk.removal import remove_tree
 
@@ -175,7 +175,8 @@ class FetchedDatasets:
             datasets_bucket=self.datasets_bucket,
             storage_base_url=self.storage_base_url,
             allowed_buckets=self.allowed_buckets,
-            folder=owner_folder(owner) if self.by_owner else None,
+            by_owner=self.by_owner,
+            owner=owner,
         )
         fetched = self.fetcher.fetch(ref, staging, stop, on_event)
         return Source(

@@ -106,6 +106,7 @@ def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
             datasets_bucket=settings.supabase_datasets_bucket,
             storage_base_url=None if is_local else settings.supabase_url,
             allowed_buckets=settings.allowed_buckets,
+            by_owner=settings.datasets_by_owner,  # a row from the command line has no owner
         )
         for source in plan.sources
     ]

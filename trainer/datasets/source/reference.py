@@ -43,25 +43,26 @@ def parse_reference(
     datasets_bucket: str,
     storage_base_url: str | None = None,
     allowed_buckets: Collection[str] = (),
-    folder: str | None = None,
+    by_owner: bool = False,
+    owner: str | None = None,
 ) -> DatasetRef:
     """Parse one dataset reference. `Fetcher` checks that the source exists and is readable.
 
     `storage_base_url` is the URL of our own Supabase (or storage) host. `allowed_buckets` are buckets that a row can
-    name in addition to `datasets_bucket`. If `folder` is given, keys must be inside this folder of their bucket.
-    Raises `DatasetError`.
+    name in addition to `datasets_bucket`. If `by_owner` is set, keys must be in the folder of `owner`, the `created_by` of
+    the row. Raises `DatasetError`.
     """
     text = _plain(text)
     lower = text.lower()
     buckets = {datasets_bucket, *allowed_buckets}
     if lower.startswith("storage:"):
         ref = ObjectRef(bucket=datasets_bucket, key=object_key(text[len("storage:") :], text))
-        return ref if folder is None else _in_folder(ref, buckets, folder, text)
+        return _in_folder(ref, buckets, owner_folder(owner), text) if by_owner else ref
     if lower.startswith(("http://", "https://")):
         found = _url(text, storage_base_url)
         if isinstance(found, ObjectRef):
             require_bucket(found, buckets)
-            return found if folder is None else _in_folder(found, (), folder, text)
+            return _in_folder(found, (), owner_folder(owner), text) if by_owner else found
         return found
     if lower.startswith("s3://"):
         raise DatasetError("data_yaml: s3:// datasets are not supported yet; copy the dataset into the storage bucket.")
