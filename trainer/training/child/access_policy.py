@@ -90,6 +90,9 @@ def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> Acces
     checkpoint = order.resume or order.best_of
     own = [order.dataset.root, order.dataset.data, order.model, *([checkpoint] if checkpoint else [])]
     private = [Path(folder) for folder in _values(environment, "HOME", "TMPDIR")]
+    # a training starts in TMPDIR, and Python adds this folder to the paths of programs
+    writable = [_real(str(folder)) for folder in (*private, order.run_dir, order.dataset.root)]
+    programs = [root for root in _programs(environment) if not any(map(_real(str(root)).is_relative_to, writable))]
     devices = [Path("/dev", name) for name in os.listdir("/dev") if name.startswith(_DEVICES)]  # noqa: PTH208
     return AccessPolicy(
         write=(
@@ -107,7 +110,7 @@ def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> Acces
             *map(Path, _SYSTEM_FILES),
             *_amp_check(environment),
         ),
-        run=(_PROJECT / "trainer", *(part for root in _programs(environment) for part in without(root, _PROJECT))),
+        run=(_PROJECT / "trainer", *(part for root in programs for part in without(root, _PROJECT))),
         names=(_PROJECT,),  # a new Python process lists this folder to import `trainer`
         samples=(order.run_dir, *own, *islice(linked.values(), _SAMPLES), *_imported_files()),
     )
