@@ -11,6 +11,10 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+os.environ["OPENBLAS_NUM_THREADS"] = (
+    "1"  # as in a prestarted process: no thread may start before the sandbox is entered
+)
+
 import torch
 from torch import distributed as dist
 from ultralytics.engine.trainer import BaseTrainer
