@@ -62,6 +62,7 @@ def build_datasets(
         facts=FactsCache(root / ".cache" / "facts"),
         pixels=PixelCache(cache) if settings.fast_loader else None,
         decode=decode,
+        warm=decode.warm if settings.warm_start else lambda: None,
     )
 
 

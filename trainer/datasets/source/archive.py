@@ -24,12 +24,15 @@ from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
 from trainer.core.text import shown
 from trainer.datasets.findings import Report
+from trainer.datasets.image_kinds import IMAGE_SUFFIXES
 from trainer.datasets.source.tar_stream import CHUNK, Counted, StrictTarInfo, Xz
 from trainer.datasets.untrusted import Limits, safe_name
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 # extracted bytes; the ratio of smaller archives is not checked, because small texts compress well
 RATIO_FROM = 64 << 20
+# text that expands further would fill the memory of the process that parses it; real annotations compress 5 to 40 times
+TEXT_RATIO, TEXT_RATIO_FROM = 100, 16 << 20  # expanded bytes
 ZIP_INDEX = 64 << 20  # bytes of the central directory of a zip, which zipfile reads into memory
 # LZMA is excluded, because zipfile does not limit its memory
 _ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
@@ -87,7 +90,7 @@ def extract(
 
 @dataclass
 class Extraction:
-    """The extraction of one archive; `files` and `extracted_bytes` count the written files and bytes."""
+    """The extraction of one archive; the numbers count the written files and bytes."""
 
     archive: Path
     into: Path
@@ -99,6 +102,7 @@ class Extraction:
     on_bytes: Callable[[int], object]
     files: int = 0
     extracted_bytes: int = 0
+    text_bytes: int = 0
     members: int = 0
     spellings: dict[str, str] = field(default_factory=dict)  # lowercase path → path of the first member
     report: Report = field(default_factory=Report)
@@ -157,6 +161,8 @@ class Extraction:
             self.fail(f"is encrypted ({shown(path)}). Create it without a password")
         if path is not None and info.compress_type not in _ZIP_METHODS:
             self.fail(f"has an unsupported compression method ({shown(path)}). Use Deflate")
+        if path is not None and _is_text(path):
+            self._text_within(info.file_size, info.compress_size, path)
         return path
 
     def _check_tar(self, member: tarfile.TarInfo) -> str | None:
@@ -187,6 +193,9 @@ class Extraction:
                 self.stop.raise_if_set()
                 self.extracted_bytes += len(chunk)
                 self._within(self.extracted_bytes)
+                if _is_text(path):
+                    self.text_bytes += len(chunk)
+                    self._text_within(self.text_bytes, self.archive.stat().st_size, path)
                 out.write(chunk)
                 self.on_bytes(len(chunk))
         self.files += 1
@@ -200,6 +209,16 @@ class Extraction:
             self.fail(f"expands to more than {self.limits.bytes / 2**20:,.0f} MiB, which is the limit")
         if extracted > RATIO_FROM and extracted > max(1, self.archive.stat().st_size) * self.limits.ratio:
             self.fail(f"expands to more than {self.limits.ratio:g} times its size, which is the limit")
+
+    def _text_within(self, expanded: int, archived: int, path: str) -> None:
+        if expanded > TEXT_RATIO_FROM and expanded > max(1, archived) * TEXT_RATIO:
+            self.fail(
+                f"has text ({shown(path)}) that expands to more than {TEXT_RATIO} times its size, which is the limit"
+            )
+
+
+def _is_text(path: str) -> bool:
+    return path.rpartition(".")[2].lower() not in IMAGE_SUFFIXES
 
 
 def _zip_index_size(archive: Path) -> int:
