@@ -121,8 +121,11 @@ _REPORTS = TypeAdapter(SandboxReport)
 
 
 def encode_event(event: Event) -> bytes:
-    """Return the event as one line. NaN and infinity are left out of mappings and become null in lists."""
-    return _line(_EVENTS.dump_python(event, mode="python"))
+    """Return the event as one line. NaN and infinity are left out of mappings and become null in lists.
+
+    Long texts are truncated, because the supervisor does not read a line of more than `LONGEST_EVENT` bytes.
+    """
+    return _line(_truncated(_EVENTS.dump_python(event, mode="python")))
 
 
 def decode_event(line: bytes) -> ChildEvent:
@@ -130,11 +133,8 @@ def decode_event(line: bytes) -> ChildEvent:
     data = _object(line, LONGEST_EVENT, lambda text: escaped(storable(text)))
     for name in _WORKER_FIELDS.get(str(data.get("kind")), ()):
         data.pop(name, None)
-    for name, longest in _LONGEST_TEXTS.items():
-        if isinstance(text := data.get(name), str) and len(text) > longest:
-            data[name] = f"{text[: longest - 1]}…"
     try:
-        event = _CHILD_EVENTS.validate_python(data)
+        event = _CHILD_EVENTS.validate_python(_truncated(data))
         if isinstance(event, Finished):
             event = replace(event, report=Report.model_validate(event.report).model_dump(exclude_unset=True))
     except ValidationError as error:
@@ -142,6 +142,13 @@ def decode_event(line: bytes) -> ChildEvent:
     if problem := _problem(event):
         raise WireError(f"{_quoted(line)} is not an event: {problem}")
     return event
+
+
+def _truncated(data: JsonObject) -> JsonObject:
+    """Return the fields of an event with texts of at most `_LONGEST_TEXTS` characters."""
+    texts = {name: data[name] for name in _LONGEST_TEXTS if isinstance(data.get(name), str)}
+    long = {name: text for name, text in texts.items() if len(text) > _LONGEST_TEXTS[name]}
+    return data | {name: f"{text[: _LONGEST_TEXTS[name] - 1]}…" for name, text in long.items()}
 
 
 def _problem(event: ChildEvent) -> str | None:

@@ -149,6 +149,17 @@ def test_null_characters_and_surrogates_are_replaced():
     assert event.message.endswith("c")
 
 
+def test_long_texts_are_truncated_before_they_are_sent():
+    """The message of an exception can have megabytes, for example the list of all missing keys of a state."""
+    line = encode_event(Crashed(error="E", message="é" * 2**20, traceback="t" * 2**20, phase=Phase.LOADING))
+
+    event = decode_event(line)
+
+    assert len(line) < 64 * 1024
+    assert (len(event.message), len(event.traceback)) == (4000, 8000)
+    assert event.message.endswith("é…")
+
+
 def test_unknown_keys_are_ignored():
     assert decode_event(b'{"kind":"stopped","since":"2031"}') == ChildStopped()
 
