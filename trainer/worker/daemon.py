@@ -11,6 +11,7 @@ import structlog
 
 from trainer.core.job import Lease
 from trainer.core.stop import StopSignal
+from trainer.core.text import one_line
 from trainer.worker.claiming import Claimer
 from trainer.worker.error_boundary import error_boundary
 from trainer.worker.execution import Execution
@@ -105,7 +106,8 @@ class Daemon:
         if self.health.problem:
             status += f"; claims no runs: {self.health.problem}"
         with error_boundary("status not reported"):  # an error here must not prevent the execution of a claimed run
-            self.manager.ready_and(status)
+            # the problem can quote a training, and a line break would start another message to the service manager
+            self.manager.ready_and(one_line(status))
 
     def _pause_after_error(self, shutdown: StopSignal) -> None:
         self.claimer.reset()

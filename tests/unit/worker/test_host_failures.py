@@ -184,3 +184,19 @@ def test_training_on_other_slot_continues_while_host_is_unhealthy(worker, queue,
         going.set()
         wait_for(lambda: worker.row(first)["status"] == "completed")
         assert (worker.row(second)["status"], worker.row(second)["failures"]) == ("queued", 1)
+
+
+def test_problem_with_line_breaks_is_one_line_of_the_status(worker, queue, short_pauses):
+    """A second line would be a message to systemd, for example MAINPID=1."""
+    run_id = worker.enqueue()
+
+    def fail(epoch):
+        worker.host_problem = "full\nMAINPID=1\x1b[2J"
+        raise MachineFailed("disk full")
+
+    worker.trainer.during = fail
+    manager = Manager()
+    with serving(worker, queue, manager=manager):
+        wait_for(lambda: worker.row(run_id)["failures"] and "0 of 1 slots busy; claims" in "".join(manager.statuses))
+
+    assert "0 of 1 slots busy; claims no runs: full\\nMAINPID=1\\x1b[2J" in manager.statuses
