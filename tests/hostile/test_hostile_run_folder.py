@@ -107,6 +107,28 @@ def test_checkpoint_is_not_uploaded_through_link_even_if_its_checksum_is_known(w
     worker.assert_nothing_leaked()
 
 
+def test_checkpoint_that_is_replaced_by_a_link_all_the_time_publishes_no_other_file(worker):
+    """The process is alive during the uploads, and exchanges its checkpoint with a link as fast as it can."""
+    worker.checkpoint_seconds = 0.001
+    worker.behave(
+        with_epoch=f"""
+import time
+path, link = output / f"checkpoints/epoch-{{epoch:05d}}.pt", output / "link"
+link.unlink(missing_ok=True)
+link.symlink_to({str(worker.secrets / "secret")!r})
+other, until = output / "other", time.monotonic() + 2
+while time.monotonic() < until:
+    path.rename(other); link.rename(path); path.rename(link); other.rename(path)
+"""
+    )
+    run_id = worker.enqueue()
+
+    worker.attempt()
+
+    assert worker.row(run_id)["status"] == "completed"
+    worker.assert_nothing_leaked()
+
+
 SIDECARS = {
     "huge numbers": '{"epoch": %d, "sha256": "' + "0" * 64 + '", "bytes": 9223372036854775807}',
     "negative numbers": '{"epoch": %d, "sha256": "' + "0" * 64 + '", "bytes": -1}',

@@ -22,6 +22,7 @@ MOST_ENTRIES = 50_000  # entries that are read in the folder of a training
 LONGEST_KEY = 900  # bytes after the attempt's prefix; S3 allows 1024 bytes in total
 LONGEST_SEGMENT = 255  # bytes between two slashes; the limit of a file system
 _MOST_NAMED = 3  # files in a message
+_MOST_REASONS = 20  # messages of one upload; the reasons of a store can contain the names of files
 _LONGEST_NAME = 300  # characters of a file name in a message
 
 _WRITTEN_HERE = {RUN_LOG, MANIFEST}  # names of artifacts that the service writes
@@ -46,14 +47,17 @@ class Selection:
         self._left_out[reason].append(name)
 
     def messages(self) -> Iterator[str]:
-        """Yield a message for each reason why files are left out."""
-        for reason, names in self._left_out.items():
+        """Yield a message for each reason why files are left out, at most `_MOST_REASONS` and a summary of the rest."""
+        reasons = list(self._left_out.items())
+        for reason, names in reasons[:_MOST_REASONS]:
             shown = ", ".join(one_line(name[:_LONGEST_NAME]) for name in names[:_MOST_NAMED])
             if len(names) == 1:
                 yield f"{shown} is not published and stays on this host: {reason}"
             else:
                 more = "" if len(names) <= _MOST_NAMED else ", …"
                 yield f"{len(names)} files are not published and stay on this host ({shown}{more}): {reason}"
+        if others := sum(len(names) for _, names in reasons[_MOST_REASONS:]):
+            yield f"{others} more files are not published and stay on this host, for other reasons."
         if not self.is_complete:
             yield _NOT_LISTED
 

@@ -132,3 +132,22 @@ def test_folder_named_like_model_does_not_replace_model(store, run_dir):
 
     assert "best.pt" in names
     assert "best.pt/data/0" not in names
+
+
+def test_number_of_warnings_is_limited_if_each_file_has_its_own_reason(store, run_dir, monkeypatch):
+    monkeypatch.setattr(artifact_upload, "LEFT_OUT_AFTER", 0.0)
+    events, watched, finished = [], Watched(store), finished_with(run_dir)
+    for number in range(60):
+        (run_dir / f"{number}.odd").touch()
+    uploader = ArtifactUpload(watched, "b", JOB)
+
+    def refuse(name):
+        if name.endswith(".odd"):
+            raise BadRequest(f"storage rejects {name}")
+
+    watched.refuse = refuse
+    artifacts = published(watched, run_dir, events, uploader=uploader, finished=finished)
+
+    assert "best.pt" in {artifact.name for artifact in artifacts}
+    assert len(left_out(events)) == 21
+    assert left_out(events)[-1].startswith("40 more files are not published")
