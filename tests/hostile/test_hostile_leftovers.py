@@ -15,7 +15,7 @@ import pytest
 from tests.process import conftest as processes
 from tests.process.conftest import PROGRAMS, Trained
 from trainer.core.errors import TrainerError
-from trainer.training.supervisor import font_list
+from trainer.training.supervisor import font_list, shared_memory
 from trainer.training.supervisor.process import ChildTrainer
 
 home, program, leak_check = processes.home, processes.program, processes.leak_check
@@ -50,11 +50,12 @@ def test_shared_memory_of_a_training_is_removed_unless_a_process_uses_it(tmp_pat
     assert Path("/etc/passwd").exists()
 
 
-def test_shared_memory_is_kept_if_the_user_runs_other_programs(program, prefix):
+def test_shared_memory_is_kept_if_the_user_runs_other_programs(program, prefix, monkeypatch):
+    monkeypatch.setattr(shared_memory, "descendants", lambda _: [])  # so the process below belongs to another program
     (SHARED / f"{prefix}-shared").write_text("of another program")
-    with subprocess.Popen(["setsid", "--fork", "sleep", "30"]) as other:
-        other.wait()
+    with subprocess.Popen(["sleep", "60"]) as other:
         program("leaves_files", prefix).train()
+        other.kill()
 
     assert "-file" in left_in_shared_memory(prefix)
 
@@ -106,7 +107,7 @@ def test_each_training_gets_its_own_copy_of_the_font_list(program, home):
     font_list.copy_font_list(home, folder)
     look = "import matplotlib.font_manager as m, pathlib, os; print(m._load_fontmanager.__name__, len(m.fontManager.ttflist))"
     done = subprocess.run(
-        [sys.executable, "-c", look], env={"MPLCONFIGDIR": str(folder / "matplotlib"), "PATH": "/usr/bin"},
+        [sys.executable, "-c", look], env=os.environ | {"MPLCONFIGDIR": str(folder / "matplotlib")},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
 
@@ -156,7 +157,15 @@ def test_prestarted_process_opens_no_file_that_a_training_could_have_written(tmp
         "/var/cache/fontconfig",
         "/var/lib/libuuid",
     ]
-    roots = [private, sys.prefix, sys.base_prefix, PROGRAMS.parents[2], *system, *os.environ["PATH"].split(":")]
+    roots = [
+        private,
+        sys.prefix,
+        sys.base_prefix,
+        PROGRAMS.parents[2],
+        *filter(None, sys.path),
+        *system,
+        *os.environ["PATH"].split(":"),
+    ]
     assert {path for path in opened if not any(map(path.is_relative_to, roots))} == set()
 
 
