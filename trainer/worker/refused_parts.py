@@ -7,6 +7,7 @@ and it is dropped with a warning. All other events and the outcome are delivered
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from trainer.worker.journal import Journal
 log = structlog.get_logger()
 
 MOST_EVENTS = 200  # events of one heartbeat
+MOST_BYTES = 256 * 1024  # of these events; a larger heartbeat could exceed the time limit of each try
 ALL_EVENTS = 100_000  # maximum number of events that are sent with an outcome
 MOST_WARNINGS = 10  # warnings about dropped events in the history of an attempt
 MESSAGE_REFUSED = "The run ended, but the database refused the reason: see the worker's log."
@@ -42,7 +44,7 @@ class EventDelivery:
 
     def send(self, progress: JsonObject | None = None) -> Verdict:
         """Send one heartbeat; if it is refused, renew the lease without its content. Raises the errors of the queue."""
-        lease, events = self._journal.lease, self._journal.pending(self._most)
+        lease, events = self._journal.lease, _batch(self._journal.pending(self._most))
         try:
             verdict = self._beat(lease, progress, events)
         except Refused as error:
@@ -82,21 +84,33 @@ def finish(queue: Queue, journal: Journal, outcome: Outcome) -> Status | None:
 
     Return the new status, or None if the lease is lost. Raises the errors of the queue.
     """
+    events = EventDelivery(queue.beat, journal)
+    while len(_batch(waiting := journal.pending(MOST_EVENTS + 1))) < len(waiting):
+        if events.send() is Verdict.LOST:  # an outcome can still be accepted after the lease has expired
+            break
     try:
         return queue.finish(journal.lease, outcome, journal.pending(ALL_EVENTS))
     except Refused as error:
         log.warning("outcome refused by the queue, sending less", run_id=journal.lease.job.id, error=str(error))
         refusal = error
-    events = EventDelivery(queue.beat, journal)
-    while journal.pending(limit=1):
-        if events.send() is Verdict.LOST:
-            return None
+    while journal.pending(limit=1) and events.send() is not Verdict.LOST:
+        pass
     for smaller in _reduced(outcome):
         try:
             return queue.finish(journal.lease, smaller, [])
         except Refused as error:
             refusal = error
     raise refusal
+
+
+def _batch(events: list[RunEvent]) -> list[RunEvent]:
+    """Return the first events, as many as one heartbeat may contain, but at least one."""
+    size = 0
+    for number, event in enumerate(events[:MOST_EVENTS]):
+        size += len(json.dumps(event.data))
+        if number and size > MOST_BYTES:
+            return events[:number]
+    return events[:MOST_EVENTS]
 
 
 def _reduced(outcome: Outcome) -> Iterator[Outcome]:

@@ -1,5 +1,6 @@
 """The outcome of a run is delivered after an outage or a crash."""
 
+import json
 import time
 
 from tests.unit.worker.fakes import Replaced, raising
@@ -72,3 +73,29 @@ def test_run_of_crashed_process_is_requeued(worker):
     assert (row["status"], row["failures"]) == ("queued", 1)
     assert "crash" in row["error_message"]
     assert "epoch" in worker.kinds(run_id)
+
+
+def test_heartbeats_and_outcomes_contain_few_events_of_a_long_history(worker):
+    """Megabytes in one call could exceed its time limit at every try, and then a cancel request would not arrive."""
+    run_id = worker.enqueue()
+    journal = Journal.create(worker.folders.journals, worker.claim())
+    for number in range(40):
+        journal.record("epoch", {"epoch": number, "text": "x" * 100_000})
+    for number in range(40, 700):
+        journal.record("epoch", {"epoch": number})
+    journal.close()
+    sent = []
+
+    def recorded(method):
+        def call(lease, content, events):
+            sent.append(events)
+            return method(lease, content, events)
+
+        return call
+
+    beat, finish = recorded(worker.queue.beat), recorded(worker.queue.finish)
+    worker.deliver_orphans(queue=Replaced(worker.queue, beat=beat, finish=finish))
+
+    assert [event.data["epoch"] for event in worker.queue.events(run_id) if event.kind == "epoch"] == [*range(700)]
+    assert max(map(len, sent)) == 200
+    assert max(sum(len(json.dumps(event.data)) for event in events) for events in sent) < 256 * 1024
