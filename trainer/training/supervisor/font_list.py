@@ -6,11 +6,11 @@ Only the supervisor writes the list that is copied, because a training could cha
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from trainer.disk.removal import remove_tree
@@ -51,7 +51,9 @@ def copy_font_list(home: Path, folder: Path) -> None:
 
 
 def _kept(home: Path) -> Path | None:
-    try:
-        return home / f"fonts-{version('matplotlib')}"
-    except PackageNotFoundError:
-        return None  # the training process reports that the installation is incomplete
+    """Return the folder of the list for the installed matplotlib, or None: the training reports that it is missing.
+
+    `importlib.metadata` would find the version, but costs the service 1 MiB of memory.
+    """
+    matplotlib = importlib.util.find_spec("matplotlib")  # this finds the package without an import
+    return home / f"fonts-{Path(matplotlib.origin).stat().st_mtime_ns}" if matplotlib and matplotlib.origin else None
