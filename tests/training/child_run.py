@@ -83,6 +83,9 @@ def run_child(
     folder = private_folder(home, home / "weights")
     environment = child_environment(dict(os.environ), folder, devices=()) | (env or {})
     environment = {name: value for name, value in environment.items() if name not in without}
+    if program or without:
+        # as for a prestarted process: imports before the sandbox is entered start no thread
+        environment["OPENBLAS_NUM_THREADS"] = "1"
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
     command = [str(PROGRAMS / program)] if program else ["-m", "trainer.training.child.main"]

@@ -11,9 +11,8 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-os.environ["OPENBLAS_NUM_THREADS"] = (
-    "1"  # as in a prestarted process: no thread may start before the sandbox is entered
-)
+# as for a prestarted process: imports before the sandbox is entered start no thread
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import torch
 from torch import distributed as dist
