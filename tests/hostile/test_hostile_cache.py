@@ -54,7 +54,7 @@ class Tenants:
         store = LocalObjectStore(root / "store")
         self.cache = ContentCache(root / "datasets/.cache", max_bytes=1 << 30, reserve=0)
         self.web = GuardedClient(policy=RetryPolicy(tries=1, first_wait=0.01, total_seconds=5))
-        roots = Roots(root / "datasets")
+        roots = Roots(root / "datasets", private=(root / "datasets/.cache", root / "datasets/datasets"))
         fetcher = Fetcher(roots=roots, cache=self.cache, web=self.web, store=store, datasets_bucket="datasets")
         self.datasets = FetchedDatasets(fetcher, roots, "datasets", pixels=PixelCache(self.cache))
 
@@ -119,7 +119,7 @@ def test_training_cannot_read_datasets_of_other_runs(tenants, kind):
     theirs = tenants.prepare(kind(tenants, "theirs"), "run_1", owner="bob")
     ours = tenants.prepare(kind(tenants, "ours"), "run_2", owner="ann")
     own = set(contents(ours.root))
-    sources = [path for path in ours.readable if path != tenants.root / "datasets"]  # contain only files of the run
+    sources = () if kind is folder else ours.readable  # a downloaded source has only files of the run
     foreign = {
         path
         for path in contents(tenants.root / "datasets").keys() - own
@@ -149,6 +149,7 @@ def test_images_beside_other_folders_are_allowed_one_by_one(tenants):
     theirs_files = [path for path in contents(tenants.root / "datasets") if "/theirs/" in path or "/run_1/" in path]
     assert set(tenants.execute(ours, *map(reading, theirs_files)).values()) == {"PermissionError"}
     assert len(theirs.images) == 2
+    assert tenants.root / "datasets" not in ours.readable
 
 
 def test_links_to_places_outside_of_the_sources_are_not_readable(tenants):

@@ -98,7 +98,7 @@ class DatasetOrder:
 class PreparedDataset:
     """A private view of a dataset, ready for training. `data` is data.yaml, or `root` for classification.
 
-    The links in the view lead only to files in the folders `readable`.
+    The links in the view lead only to files in the folders and files `readable`, which are real paths.
     """
 
     root: Path

@@ -194,7 +194,7 @@ class FetchedDatasets:
         shared = () if all(source.is_private for source in sources) else (self.roots.dataset_root, *self.roots.extra)
         closed = [path.resolve() for path in (*self.roots.private, *NO_DATASETS)]
         open_parts = (part for root in shared for part in without(root.resolve(), closed))
-        return (*(source.root for source in sources), *map(str, open_parts))
+        return (*(source.root for source in sources if source.is_private), *map(str, open_parts))
 
 
 def without(folder: Path, closed: Sequence[Path]) -> Iterator[Path]:

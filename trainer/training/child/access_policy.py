@@ -120,7 +120,7 @@ def linked_files(view: Path, readable: Sequence[Path]) -> dict[Path, Path]:
     """Return the folders and files to which the symlinks in `view` lead, each with one linked file.
 
     A folder with subfolders is replaced by the linked files in it: the subfolders can contain the files of others.
-    A link to a place outside of the folders `readable` is ignored.
+    A link to a place outside of the folders and files `readable`, which are real paths, is ignored.
     """
     names_in: dict[str, set[str]] = {}
     for target in _link_targets(str(view)):
@@ -135,15 +135,16 @@ def linked_files(view: Path, readable: Sequence[Path]) -> dict[Path, Path]:
                 files_in.setdefault(real, set()).update(_names_in(str(real)).files)
             else:
                 files_in.setdefault(real.parent, set()).add(real.name)
-    allowed = [_real(str(folder)) for folder in readable]
+    allowed = frozenset(readable)
     found: dict[Path, Path] = {}
     for place, names in files_in.items():
         present = _names_in(str(place))
         # without the permission to list a folder, each of its files is allowed
         files = names & present.files if present.files or present.folders else names
-        if any(map(place.is_relative_to, allowed)):
-            paths = [place / name for name in files]
-            found.update(zip([place] if present.files and not present.folders else paths, paths, strict=False))
+        is_allowed = not allowed.isdisjoint((place, *place.parents))
+        paths = [path for path in (place / name for name in files) if is_allowed or path in allowed]
+        has_only_files = present.files and not present.folders
+        found.update(zip([place] if has_only_files and is_allowed else paths, paths, strict=False))
     return found
 
 
