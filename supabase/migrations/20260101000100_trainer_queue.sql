@@ -598,26 +598,33 @@ begin
   <<search>>
   loop
     for candidate in select c.* from trainer.candidates(capabilities, claim_training_run.worker_id, listed) as c loop
-      -- null if another claim has locked or taken the run, or if a user has changed it
-      select r.* into run from public.training_runs r
-      where r.id = candidate.id and r.id <> all (refused) and r.status = 'queued' and not r.cancel_requested
-        and (r.not_before is null or r.not_before <= now() - trainer.head_start(r.host_failures, claim_training_run.worker_id))
-        and r.needs_gpus <= offer.gpus and r.needs_gpu_memory_gb <= offer.gpu_memory_gb
-      for update skip locked;
-      if found then
-        run.status := 'running';
-        run.worker_id := claim_training_run.worker_id;
-        run.claim_id := claim_training_run.claim_id;
-        run.attempt := trainer.next(run.attempt);
-        run.started_at := coalesce(run.started_at, now());
-        run.heartbeat_at := now();
-        run.lease_expires_at := trainer.lease_end(lease_seconds);
-        run.not_before := null;
-        run.error_message := null;
-        run.completed_at := null;
-        exit search when trainer.try_save(run);
-        refused := refused || run.id;
-      end if;
+      -- The lock and the update are in the same subtransaction. Otherwise the old version of the row would get a
+      -- MultiXact, and the dead entries in the index would slow down claims until the next vacuum.
+      begin
+        -- null if another claim has locked or taken the run, or if a user has changed it
+        select r.* into run from public.training_runs r
+        where r.id = candidate.id and r.id <> all (refused) and r.status = 'queued' and not r.cancel_requested
+          and (r.not_before is null or r.not_before <= now() - trainer.head_start(r.host_failures, claim_training_run.worker_id))
+          and r.needs_gpus <= offer.gpus and r.needs_gpu_memory_gb <= offer.gpu_memory_gb
+        for update skip locked;
+        if found then
+          run.status := 'running';
+          run.worker_id := claim_training_run.worker_id;
+          run.claim_id := claim_training_run.claim_id;
+          run.attempt := trainer.next(run.attempt);
+          run.started_at := coalesce(run.started_at, now());
+          run.heartbeat_at := now();
+          run.lease_expires_at := trainer.lease_end(lease_seconds);
+          run.not_before := null;
+          run.error_message := null;
+          run.completed_at := null;
+          perform trainer.save(run);
+          exit search;
+        end if;
+      exception when integrity_constraint_violation or data_exception or raise_exception then
+        raise warning 'run % cannot be claimed: %', candidate.id, sqlerrm;  -- a rule of the app rejects the row
+        refused := refused || candidate.id;
+      end;
       if candidate.is_last then
         listed := listed * 8;
         continue search;
