@@ -42,7 +42,9 @@ def confine(access: Access, sandbox: str) -> list[str]:
         (resource.RLIMIT_CPU, CPU_SECONDS),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
     ):
-        resource.setrlimit(kind, (most, most))
+        hard = resource.getrlimit(kind)[1]  # a lower limit of the operator cannot be raised, and stays
+        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (limit, limit))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     if sandbox == "0":
