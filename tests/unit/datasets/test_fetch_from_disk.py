@@ -44,6 +44,13 @@ def test_changed_archive_is_extracted_again(root, fetch):
     assert content(fetch("set.zip")) == {"data.yaml": b"other"}
 
 
+def test_archive_with_same_size_and_time_but_other_content_is_extracted_again(root, fetch):
+    for text in (b"first", b"other"):
+        zipped(root / "set.zip", {"data.yaml": text})
+        os.utime(root / "set.zip", (10**9, 10**9))
+        assert content(fetch("set.zip")) == {"data.yaml": text}
+
+
 def test_damaged_tree_in_cache_is_rebuilt(root, fetch):
     zipped(root / "set.zip", DATASET)
     first = fetch("set.zip")

@@ -100,7 +100,7 @@ class Fetcher:
         if found.st_size == 0:
             raise DatasetError(f"data_yaml: {shown(ref.path)} is empty. Copy the file again.")
         if is_archive(path.name) or sniff(path):
-            identity = f"disk\n{path}\n{found.st_size}\n{found.st_mtime_ns}\n{found.st_ino}"
+            identity = f"disk\n{path}\n{found.st_size}\n{found.st_mtime_ns}\n{found.st_ino}\n{found.st_ctime_ns}"
             return self._trees.extracted(identity, transfer, lambda: nullcontext(path), path.name)
         if suffix(path.name) in NDJSON:
             return self._exported(path, path.name, transfer, home=path.parent)
