@@ -142,9 +142,11 @@ def linked_files(view: Path, readable: Sequence[Path]) -> dict[Path, Path]:
         # without the permission to list a folder, each of its files is allowed
         files = names & present.files if present.files or present.folders else names
         is_allowed = not allowed.isdisjoint((place, *place.parents))
-        paths = [path for path in (place / name for name in files) if is_allowed or path in allowed]
-        has_only_files = present.files and not present.folders
-        found.update(zip([place] if has_only_files and is_allowed else paths, paths, strict=False))
+        if is_allowed and present.files and not present.folders:
+            found.update((place, place / name) for name in islice(files, 1))
+        else:
+            paths = (place / name for name in files)
+            found.update((path, path) for path in paths if is_allowed or path in allowed)
     return found
 
 
