@@ -86,6 +86,14 @@ def test_32_concurrent_repeats_of_one_claim_get_one_run(supabase_lab):
     assert supabase_lab.stack.sql("select count(*) from training_runs where status = 'running'") == "1"
 
 
+def test_claims_skip_index_entries_of_earlier_claims_without_a_vacuum(supabase_lab):
+    fill_queue(supabase_lab.stack, 0, 5000)  # with 50 different requirements
+    supabase_lab.stack.sql(f"select claim_training_run('w', gen_random_uuid(), 60, '{OFFER}');" * 400)
+    plans = supabase_lab.stack.postgres.plans(f"select * from trainer.candidates('{OFFER}', 'w', 1);" * 3)
+    fetched = [int(rows) for rows in re.findall(r"Heap Fetches: (\d+)", plans)]
+    assert max(fetched[-3:]) <= 60, "each lookup reads rows that were claimed before"
+
+
 @pytest.mark.long
 def test_64_workers_serve_each_of_1000_runs_once(supabase_lab):
     supabase_lab.stack.sql("insert into training_runs (run_name) select 'run' from generate_series(1, 1000)")
