@@ -36,7 +36,7 @@ def test_service_removes_only_unused_files_of_another_service(tmp_path, data):
         view, run_dir = shared["DATASET_ROOT"] / "datasets" / f"run_{run_id}", shared["RUNS_DIR"] / f"train_{run_id}"
         looks_old(view)  # simulates a run that has trained for many days
         a.wait_until(run_id, lambda row: row["results"]["progress"]["epoch"] >= 5)
-        assert (view / "data.yaml").exists()
+        assert (view / "view" / "data.yaml").exists()
         assert (run_dir / "run.log").exists()
         row = a.wait(run_id, "completed", "failed", "queued")
         assert (row["status"], row["attempt"]) == ("completed", 1)
