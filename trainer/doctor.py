@@ -176,10 +176,19 @@ def _sandbox(setting: str) -> Iterator[Check]:
         yield Check(name="sandbox", state="warning", message=message)
     else:
         yield Check(name="sandbox", state="ok", message=f"Landlock {support.landlock}, seccomp, SANDBOX={setting}")
-    if setting != "0" and len(host.gpus()) > 1 and not private_network.is_available():
+    if setting != "0" and len(host.gpus()) > 1:
+        yield from _network_of_ranks(setting)
+
+
+def _network_of_ranks(setting: str) -> Iterator[Check]:
+    try:
+        if private_network.is_available():
+            return
         effect = "fail" if setting == "required" else "can use the network of this host"
         message = f"user namespaces are forbidden, so runs on several GPUs {effect}; allow them for this user"
-        yield Check(name="sandbox", state="warning", message=message)
+    except OSError as error:
+        message = f"no run can start on this host with several GPUs: {error}"
+    yield Check(name="sandbox", state="warning", message=message)
 
 
 def _gpus() -> Iterator[Check]:

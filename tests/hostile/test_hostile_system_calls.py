@@ -106,6 +106,10 @@ def test_attributes_of_readable_files_cannot_be_changed(host):
         opened + "os.utime(fd, (0, 0))",
         opened + "fcntl.ioctl(fd, 0x40086602, bytes(8))",  # FS_IOC_SETFLAGS
         opened + "fcntl.ioctl(fd, 0x401C5820, bytes(28))",  # FS_IOC_FSSETXATTR
+        opened + "fcntl.ioctl(fd, 0x40087602, bytes(8))",  # FS_IOC_SETVERSION, which sets the change time
+        opened + "fcntl.ioctl(fd, 0x40086604, bytes(8))",  # EXT4_IOC_SETVERSION
+        "import os, fcntl; fcntl.ioctl(os.open('/usr', os.O_RDONLY), 0x800C6613, bytes(12))",  # FS_IOC_SET_ENCRYPTION_POLICY
+        "import os, fcntl; fcntl.ioctl(os.open('/usr', os.O_RDONLY), 0x5000940E, bytes(1000))",  # BTRFS_IOC_SUBVOL_CREATE
         opened + "fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)",
         "import os, fcntl; fcntl.fcntl(os.open('/usr', os.O_RDONLY), fcntl.F_NOTIFY, 1)",
     ]

@@ -27,9 +27,11 @@ _EVERY_THREAD, _ALLOW_SPECULATION = 1, 4
 _CLONE_THREAD = 0x10000
 _NEW_NAMESPACES = 0x7E020000  # the flags CLONE_NEW* of `clone`
 _KIND = 0xF  # the kind of a socket, without the flags SOCK_NONBLOCK and SOCK_CLOEXEC
-# requests that change attributes of a file, even if it is open only for reading, and that type into a terminal:
-# FS_IOC_SETFLAGS (64 and 32 bits), FS_IOC_FSSETXATTR, FS_IOC_ENABLE_VERITY, TIOCSTI, TIOCLINUX
-_REFUSED_IOCTLS = (0x40086602, 0x40046602, 0x401C5820, 0x40806685, 0x5412, 0x541C)
+_TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX type into a terminal
+# types of requests to file systems. Some of them change a file that is open only for reading: its flags, version (and so its change
+# time), encryption, or the subvolumes in a folder
+_FILE_SYSTEM_TYPES = (ord("f"), ord("v"), ord("X"), 0x94)
+_FAST_OPEN = 0x20000000  # a flag: connect while sending. Landlock does not see this connection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,13 @@ _ONLY_OWN: Mapping[str, list[_Pattern]] = {
     ],
 }  # fmt: skip
 _REFUSED_REQUESTS: Mapping[str, list[_Pattern]] = {
-    "ioctl": [(_Is(1, request),) for request in _REFUSED_IOCTLS],
+    "ioctl": [
+        *((_Is(1, request),) for request in _TERMINAL_INPUT),
+        *((_Is(1, kind << 8, 0xFF00),) for kind in _FILE_SYSTEM_TYPES),
+    ],
+    "sendto": [(_Is(3, _FAST_OPEN, _FAST_OPEN),)],
+    "sendmsg": [(_Is(2, _FAST_OPEN, _FAST_OPEN),)],
+    "sendmmsg": [(_Is(3, _FAST_OPEN, _FAST_OPEN),)],
     "fcntl": [(_Is(1, command),) for command in (fcntl.F_SETLEASE, fcntl.F_NOTIFY)],
 }
 _ALWAYS_ALLOWED = ("seccomp",)  # the table has its number only for this module

@@ -10,7 +10,8 @@ ARCHITECTURES = MappingProxyType({"x86_64": 0xC000003E, "aarch64": 0xC00000B7})
 # name → number on x86_64, number on aarch64 (None: the system call does not exist there)
 _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     # calls that are refused with some arguments; they are frequent, so the filter compares them first
-    "ioctl": (16, 29), "fcntl": (72, 25), "seccomp": (317, 277),
+    "ioctl": (16, 29), "fcntl": (72, 25), "sendto": (44, 206), "sendmsg": (46, 211), "sendmmsg": (307, 269),
+    "seccomp": (317, 277),
     # memory and descriptors of other processes
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "process_madvise": (440, 440), "process_mrelease": (448, 448), "kcmp": (312, 272), "pidfd_getfd": (438, 438),
