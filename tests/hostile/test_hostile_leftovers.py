@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import uuid
@@ -14,7 +15,9 @@ import pytest
 
 from tests.process import conftest as processes
 from tests.process.conftest import PROGRAMS, Trained
+from tests.process.sandbox_host import needs_landlock, sandbox_host
 from trainer.core.errors import TrainerError
+from trainer.training.child.socket_policy import mps_folder
 from trainer.training.supervisor import font_list, shared_memory
 from trainer.training.supervisor.process import ChildTrainer
 
@@ -78,6 +81,37 @@ def train_alone(folder, home, prefix):
 
     training.when(lambda t: t.of("phase"), use_the_shared_file)
     training.train()
+
+
+@needs_landlock
+def test_training_cannot_list_the_shared_memory_of_another_training(tmp_path, home, prefix):
+    """The names are random, so a training can only use the files that it has created."""
+    create = (
+        "from multiprocessing import Lock, shared_memory as s; s.SharedMemory(create=True, size=9).unlink(); Lock(); "
+    )
+    create += f"import os, shutil; os.makedirs('/dev/shm/{prefix}/folder')"
+    ways = [
+        f"import os; os.{call}" for call in ("listdir('/dev/shm')", f"listdir('/dev/shm/{prefix}')", "listdir('/dev')")
+    ]
+
+    results = sandbox_host(tmp_path, home).execute(create, *ways)["results"]
+
+    assert list(results.values()) == ["done", *3 * ["PermissionError"]]
+
+
+def test_folder_of_multi_process_service_is_no_link_of_another_user(tmp_path):
+    """Each user of the host can create names in /tmp. A training could write to the target of a link."""
+    service, link = tmp_path / "service", tmp_path / "nvidia-mps"
+    service.mkdir()
+    link.symlink_to(service)
+    with socket.socket(socket.AF_UNIX) as control:
+        control.bind(str(service / "control"))
+
+        assert mps_folder(service) == service
+        assert mps_folder(link) is None
+        (service / "control").unlink()
+        (service / "control").touch()
+        assert mps_folder(service) is None
 
 
 def test_training_finds_no_configuration_of_an_earlier_training(program, home, prefix):

@@ -31,6 +31,17 @@ def test_training_process_writes_only_to_its_own_folders_and_to_devices(host):
     assert all(str(path).startswith(("/dev/", f"/proc/{os.getpid()}/", "/tmp/nvidia-mps")) for path in others)
 
 
+def test_packages_beside_an_installed_project_can_be_imported(host, monkeypatch):
+    """`pip install .` copies this project into the folder of all packages."""
+    torch, _, _, project = policy.access_policy(host.order, host.environment).samples[-4:]
+    monkeypatch.setattr(policy, "_PROJECT", torch.parents[1])
+
+    programs = policy.access_policy(host.order, host.environment).run
+
+    assert any(map(torch.is_relative_to, programs))
+    assert any(map(project.is_relative_to, programs))
+
+
 def test_tree_without_excluded_path_contains_all_other_paths(tmp_path):
     for name in ("app/.env", "app/code.py", "lib/x", "bin/y"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -55,12 +55,14 @@ class SandboxUnavailable(OSError):
 class AccessPolicy:
     """Files and folder trees by permission; missing paths are ignored.
 
-    Files in `run` can be read and executed. In `fill`, only regular files and folders can be created. Folders in `names` can be listed. `samples` are some of the files to read
+    Files in `run` can be read and executed. In `fill`, only regular files and folders can be created. In `unlisted`, files can be
+    written and read by those who know their names. Folders in `names` can be listed. `samples` are some of the files to read
     and folders to write to, for a test before the sandbox is entered.
     """
 
     write: tuple[Path, ...] = ()
     fill: tuple[Path, ...] = ()
+    unlisted: tuple[Path, ...] = ()
     read: tuple[Path, ...] = ()
     run: tuple[Path, ...] = ()
     names: tuple[Path, ...] = ()
@@ -86,6 +88,7 @@ def confine_files(policy: AccessPolicy, *, tcp: bool, ports: range | None = None
         for paths, rights in (
             (policy.write, everything & ~_NO_WRITING),
             (policy.fill, everything & ~_NO_FILLING),
+            (policy.unlisted, everything & ~_NO_WRITING & ~_READ_DIR),
             (policy.read, _READ),
             (policy.run, _READ | _EXECUTE),
             (policy.names, _READ_DIR),

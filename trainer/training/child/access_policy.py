@@ -22,10 +22,11 @@ from trainer.core.ports import TrainingOrder
 from trainer.sandbox.landlock import AccessPolicy, SandboxUnavailable, confine_files
 from trainer.sandbox.private_network import PRIVATE_NETWORK
 from trainer.sandbox.seccomp import restrict_system_calls
-from trainer.training.child.socket_policy import MPS, ephemeral_ports, sockets_for
+from trainer.training.child.socket_policy import ephemeral_ports, mps_folder, sockets_for
 
 _PROJECT = Path(__file__).parents[3]
 _AMP_CHECK = "yolo26n.pt"  # weights for Ultralytics' test of mixed precision (AMP)
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the C library always uses this folder
 _SAMPLES = 32  # linked files that are tested before the sandbox is entered
 
 _SYSTEM = (
@@ -46,7 +47,7 @@ _SYSTEM_FILES = (
     ),
 )  # fmt: skip
 # prefixes of names in /dev
-_DEVICES = ("null", "zero", "full", "shm", "nvidia", "nvhost", "nvmap", "nvgpu", "dxg", "dri", "kfd", "infiniband")
+_DEVICES = ("null", "zero", "full", "nvidia", "nvhost", "nvmap", "nvgpu", "dxg", "dri", "kfd", "infiniband")
 
 
 def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
@@ -101,8 +102,9 @@ def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> Acces
             *private,
             *devices,
             Path(f"/proc/{os.getpid()}/task"),
-            MPS,
+            *filter(None, [mps_folder() if order.devices else None]),
         ),
+        unlisted=(_SHARED_MEMORY,),
         read=(
             *own,
             *linked,
@@ -110,7 +112,7 @@ def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> Acces
             *map(Path, _SYSTEM_FILES),
             *_amp_check(environment),
         ),
-        run=(_PROJECT / "trainer", *(part for root in programs for part in without(root, _PROJECT))),
+        run=(_PROJECT / "trainer", *(part for root in programs for part in _public_parts(root))),
         names=(_PROJECT,),  # a new Python process lists this folder to import `trainer`
         samples=(order.run_dir, *own, *islice(linked.values(), _SAMPLES), *_imported_files()),
     )
@@ -148,6 +150,16 @@ def linked_files(view: Path, readable: Sequence[Path]) -> dict[Path, Path]:
             paths = (place / name for name in files)
             found.update((path, path) for path in paths if is_allowed or path in allowed)
     return found
+
+
+def _public_parts(root: Path) -> Iterator[Path]:
+    """Yield the parts of a folder of programs without the folder of this project, which contains settings and keys.
+
+    After `pip install .`, this project is in the folder of all packages, without other files.
+    """
+    numpy = find_spec("numpy")
+    is_installed = numpy and numpy.origin and Path(numpy.origin).parents[1] == _PROJECT
+    yield from [root] if is_installed else without(root, _PROJECT)
 
 
 def without(root: Path, excluded: Path) -> Iterator[Path]:

@@ -27,7 +27,7 @@ def sockets_for(order: TrainingOrder, devices: Path = Path("/dev"), mps: Path = 
     has_driver = any((devices / name).exists() for name in _GPU_DRIVERS)
     if not order.devices or not has_driver:
         return Sockets(tcp=is_shared)
-    if _is_service(mps / "control"):
+    if mps_folder(mps):
         return Sockets(tcp=is_shared, unix=_EVERY_KIND)
     kinds = {socket.SOCK_SEQPACKET, socket.SOCK_DGRAM} if is_shared else {socket.SOCK_SEQPACKET}
     return Sockets(tcp=is_shared, unix=frozenset(kinds))
@@ -39,10 +39,15 @@ def ephemeral_ports() -> range:
     return range(int(first), int(last) + 1)
 
 
-def _is_service(control: Path) -> bool:
-    """Return whether the socket exists and belongs to root or this user. Other users could create it in /tmp."""
+def mps_folder(mps: Path = MPS) -> Path | None:
+    """Return the folder of NVIDIA's multi-process service, or None if the service does not run.
+
+    Other users could create the folder in /tmp, or a link to a folder of this user. So the folder and the socket in it
+    must belong to root or this user.
+    """
     try:
-        found = control.lstat()
+        folder, control = mps.lstat(), (mps / "control").lstat()
     except OSError:
-        return False
-    return stat.S_ISSOCK(found.st_mode) and found.st_uid in (0, os.getuid())
+        return None
+    is_ours = all(found.st_uid in (0, os.getuid()) for found in (folder, control))
+    return mps if is_ours and stat.S_ISDIR(folder.st_mode) and stat.S_ISSOCK(control.st_mode) else None
