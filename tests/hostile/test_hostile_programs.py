@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
+import uuid
 
 import pytest
 
@@ -16,6 +18,13 @@ from trainer.training.wire import encode_order
 pytestmark = needs_landlock
 home = processes.home
 
+LEAVE_PROGRAM = """
+import os
+os.umask(0)
+for name in {0!r}:
+    program = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o6755)
+    os.write(program, b"program")
+"""
 EXECUTE = """
 import os, pathlib, subprocess
 content = pathlib.Path("/bin/true").read_bytes()
@@ -24,6 +33,17 @@ os.write(program, content)
 os.close(program)
 subprocess.run([{0!r}], check=True)
 """
+
+
+def test_no_program_that_others_execute_as_user_of_the_service_is_left(tmp_path, home):
+    """The kernel removes the mode "set user ID" at the first write, also for root. The sandbox refuses `chmod`."""
+    host = sandbox_host(tmp_path, home)
+    places = [f"/dev/shm/program-{uuid.uuid4()}", str(host.order.run_dir / "program")]
+
+    assert host.results_of([LEAVE_PROGRAM.format(places)]) == {"done"}
+
+    assert [stat.S_IMODE(os.stat(place).st_mode) for place in places] == [0o755, 0o755]
+    os.unlink(places[0])
 
 
 @pytest.mark.parametrize("variable", ["HOME", "TMPDIR"])
