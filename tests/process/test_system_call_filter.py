@@ -63,6 +63,11 @@ def test_decisions_by_arguments(machine):
     assert of("ioctl", 3, 0x5401) == ALLOWED
     assert of("ioctl", 3, 0x5412) == REFUSED
     assert of("ioctl", 3, 0x7_0000_5412) == REFUSED  # the kernel ignores the high half
+    assert [of("ioctl", 3, request) for request in (0x40087602, 0xC0506617, 0x401C5820)] == 3 * [REFUSED]
+    assert [of("ioctl", 3, request) for request in (0xC020462A, 0x30000001, 0xC0406400)] == 3 * [ALLOWED]  # of GPUs
+    assert [of("sendto", 3, 0, 1, flags) for flags in (0x4000, 0x20004000)] == [ALLOWED, REFUSED]
+    assert [of("sendmsg", 3, 0, flags) for flags in (0x4000, 0x20004000)] == [ALLOWED, REFUSED]
+    assert [of("sendmmsg", 3, 0, 1, flags) for flags in (0x4000, 0x20004000)] == [ALLOWED, REFUSED]
     assert of("fcntl", 3, 2) == ALLOWED
     assert of("fcntl", 3, 1024) == REFUSED
     assert of(1) == ALLOWED
