@@ -186,9 +186,10 @@ def _network_of_ranks(setting: str) -> Iterator[Check]:
             return
         effect = "fail" if setting == "required" else "can use the network of this host"
         message = f"user namespaces are forbidden, so runs on several GPUs {effect}; allow them for this user"
+        yield Check(name="sandbox", state="warning", message=message)
     except OSError as error:
         message = f"no run can start on this host with several GPUs: {error}"
-    yield Check(name="sandbox", state="warning", message=message)
+        yield Check(name="sandbox", state="fault", message=message)
 
 
 def _gpus() -> Iterator[Check]:

@@ -69,6 +69,17 @@ def test_forbidden_user_namespaces_matter_on_hosts_with_several_gpus(a_host, ker
     assert "runs on several GPUs fail" in sandbox(a_host, "warning")[0]
 
 
+def test_failure_to_create_a_network_is_a_fault(a_host, kernel, monkeypatch):
+    def fail():
+        raise OSError("no space left on device")
+
+    kernel()
+    monkeypatch.setattr(host, "gpus", lambda: (GPU, GPU))
+    monkeypatch.setattr(private_network, "is_available", fail)
+
+    assert "no space left" in sandbox(a_host, "fault")[0]
+
+
 @pytest.mark.parametrize(
     ("setting", "error", "claims_runs"),
     [("auto", errno.ENOSYS, True), ("required", errno.ENOSYS, False), ("auto", errno.EPERM, False), ("0", errno.EPERM, True)],
