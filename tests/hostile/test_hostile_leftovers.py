@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tracemalloc
 import uuid
 from pathlib import Path
 
@@ -81,6 +82,23 @@ def train_alone(folder, home, prefix):
 
     training.when(lambda t: t.of("phase"), use_the_shared_file)
     training.train()
+
+
+def test_many_files_in_shared_memory_do_not_fill_the_memory_of_the_service(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_memory, "_is_only_program_of_user", lambda: True)
+    monkeypatch.setattr(shared_memory.SharedMemory, "_names_in_use", lambda _: [f"{0:0200}"])
+    monkeypatch.setattr(shared_memory, "_AT_ONCE", 100)
+    (tmp_path / "before").touch()
+    files = shared_memory.SharedMemory(tmp_path)
+    for number in range(2000):
+        (tmp_path / f"{number:0200}").touch()
+    tracemalloc.start()
+    files.remove_new()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{0:0200}", "before"]
+    assert peak < 200_000  # all names have 500,000 bytes
 
 
 @needs_landlock

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -14,25 +15,41 @@ from trainer.training.supervisor.subreaper import descendants
 
 _FOLDER = Path("/dev/shm")  # noqa: S108 - the C library always uses this folder
 
+_AT_ONCE = 50_000  # names in memory: a training can create millions of files
+
 
 class SharedMemory:
     """The files in the folder of shared memory at one time. `remove_new` removes the files that were added since."""
 
     def __init__(self, folder: Path = _FOLDER) -> None:
         self._folder = folder
-        self._before = set(self._own_files())
+        self._before = set(islice(self._own_files(), _AT_ONCE))
 
     def remove_new(self) -> None:
         """Remove the new files of this user that no process uses. Another training may have added some of them.
 
         A process that uses a removed file is not affected, because it keeps its memory. Nothing is removed if this user
-        also runs other programs, because the files could belong to them.
+        also runs other programs, because the files could belong to them, or if there were too many files before.
         """
-        new = {name for name, _ in set(self._own_files()) - self._before}
-        if new and _is_only_program_of_user():
-            for name in new - set(self._names_in_use()):
-                with contextlib.suppress(OSError):  # another thread has removed the file
+        if len(self._before) == _AT_ONCE:
+            return
+        kept: set[str] = set()  # names that are in use or cannot be removed
+        while new := self._new_names(kept):
+            if not _is_only_program_of_user():
+                return
+            in_use = new & set(self._names_in_use())
+            kept |= in_use
+            for name in new - in_use:
+                try:
                     _remove(self._folder / name)
+                except FileNotFoundError:  # another thread has removed the file
+                    continue
+                except OSError:
+                    kept.add(name)
+
+    def _new_names(self, kept: set[str]) -> set[str]:
+        new = (name for name, inode in self._own_files() if name not in kept and (name, inode) not in self._before)
+        return set(islice(new, _AT_ONCE))
 
     def _own_files(self) -> Iterator[tuple[str, int]]:
         """Yield the name and the inode of each file or folder of this user."""
