@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.process import conftest as processes
 from tests.process.sandbox_host import LANDLOCK, needs_landlock, order_for, reading, sandbox_host
 from trainer.core.errors import HostUnfit
 from trainer.sandbox import private_network
+from trainer.training.child.access_policy import access_policy
 from trainer.training.supervisor import process
 
 pytestmark = needs_landlock
@@ -82,6 +84,20 @@ def test_ranks_without_namespace_reach_only_ephemeral_ports(host):
             server.accept()
 
     assert list(results.values()) == ["done", *(len(snippets) - 1) * ["PermissionError"]]
+
+
+@pytest.mark.parametrize("devices", [(), (0,), (0, 1)])
+def test_adapters_that_reach_other_hosts_without_a_socket_are_closed(host, monkeypatch, devices):
+    listed = os.listdir
+    monkeypatch.setattr(
+        os, "listdir", lambda path: ["infiniband", "nvidia0", "null"] if path == "/dev" else listed(path)
+    )
+    policy = access_policy(order_for(host.root, devices=devices), host.environment)
+    allowed = {path for kind in (policy.write, policy.fill, policy.unlisted, policy.read, policy.run) for path in kind}
+
+    assert Path("/dev/nvidia0") in allowed
+    assert Path("/dev/infiniband") not in allowed
+    assert Path("/dev") not in allowed
 
 
 def low_port():

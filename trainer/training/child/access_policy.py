@@ -42,12 +42,13 @@ _SYSTEM_FILES = (
             "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ld.so.preload", "localtime", "timezone", "passwd", "group",
             "nsswitch.conf", "hosts", "host.conf", "resolv.conf", "gai.conf", "protocols", "services", "mime.types", "fonts",
             "ssl/openssl.cnf", "ssl/certs", "pki/tls/openssl.cnf", "pki/tls/certs", "crypto-policies", "nvidia", "OpenCL",
-            "vulkan", "nv_tegra_release", "libibverbs.d", "alternatives", "os-release", "lsb-release", "matplotlibrc",
+            "vulkan", "nv_tegra_release", "alternatives", "os-release", "lsb-release", "matplotlibrc",
         )
     ),
 )  # fmt: skip
-# prefixes of names in /dev
-_DEVICES = ("null", "zero", "full", "nvidia", "nvhost", "nvmap", "nvgpu", "dxg", "dri", "kfd", "infiniband")
+# prefixes of names in /dev. InfiniBand is not one of them: its adapters reach other hosts without a socket, and all ranks
+# of a training are on one host
+_DEVICES = ("null", "zero", "full", "nvidia", "nvhost", "nvmap", "nvgpu", "dxg", "dri", "kfd")
 
 
 def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
