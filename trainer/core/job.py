@@ -115,6 +115,7 @@ class Job:
     last_reported_attempt: int = 0  # attempt that reported this epoch
     gpus: int = 1  # number of GPUs that the run needs at the same time
     created_by: str | None = None  # the user who created the run; None: the service itself
+    created_at: str | None = None  # in UTC; with `created_by`, it tells two rows with the same ID apart
     project_id: str | None = None
     waited: float | None = None  # seconds between insert and first claim, by the clock of the queue
 

@@ -7,6 +7,7 @@ Each attempt has its own folder inside RUNS_DIR, because the process of an earli
         run.log                 the events of the run and the output of the training
         manifest.json           every published artifact with its checksum
         .finished.json          the marker of a finished training
+        .row                    the row to which the files belong (worker/folder_owner.py)
         resumed/                verified checkpoints from which the training can start
         output/                 the files of the training process, which cannot write to any other part of the folder
             results.csv         one row per epoch, written by Ultralytics
@@ -26,6 +27,7 @@ PREFIX = "train_"
 RUN_LOG = "run.log"
 MANIFEST = "manifest.json"
 FINISHED_MARKER = ".finished.json"
+ROW = ".row"
 RESUMED = "resumed"
 OUTPUT = "output"
 RESULTS = "results.csv"
@@ -100,6 +102,10 @@ class RunFolder:
     @property
     def finished_marker(self) -> Path:
         return self.path / FINISHED_MARKER
+
+    @property
+    def row(self) -> Path:
+        return self.path / ROW
 
     @property
     def resumed(self) -> Path:

@@ -77,9 +77,7 @@ class OldFolders:
         with self.locks.taken(folder) as use:
             if use is Use.IN_USE or self.is_needed(name) or not _is_older(folder, self._keep_seconds[use]):
                 return
-            # rename first: a partially removed folder must not look complete, and the lock is released sooner
-            renamed = folder.with_name(f"{_REMOVING}{uuid.uuid4().hex}")
-            folder.rename(renamed)
+            renamed = _renamed(folder)  # the lock is released before the removal
         log.info("removing old folder", folder=_shown(folder))
         self._remove(renamed, is_folder=True)
 
@@ -93,6 +91,22 @@ class OldFolders:
         if path.name not in self._reported:
             self._reported.add(path.name)
             log.warning("old folder cannot be removed, trying again later", folder=_shown(path), error=str(error))
+
+
+def remove_renamed(folder: Path) -> None:
+    """Rename and remove `folder`. Raises OSError if it cannot be renamed. A sweep removes what is left of it."""
+    renamed = _renamed(folder)
+    try:
+        remove_tree(renamed)
+    except OSError as error:
+        log.warning("old folder cannot be removed, trying again later", folder=_shown(folder), error=str(error))
+
+
+def _renamed(folder: Path) -> Path:
+    """Rename the folder first, because a partially removed folder must not look complete."""
+    renamed = folder.with_name(f"{_REMOVING}{uuid.uuid4().hex}")
+    folder.rename(renamed)
+    return renamed
 
 
 def _is_older(folder: Path, seconds: float) -> bool:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from trainer.core.artifact_keys import is_checkpoint_of
@@ -90,6 +91,7 @@ def job_of(row: Mapping[str, Json], unreadable: str | None = None) -> Job:
         last_reported_attempt=max(0, whole(row.get("last_reported_attempt")) or 0),
         gpus=max(1, requirements(request.configuration).gpus),
         created_by=_text(row.get("created_by")),
+        created_at=_in_utc(_text(row.get("created_at"))),
         project_id=_text(row.get("project_id")),
         waited=_seconds_between(row.get("created_at"), row.get("started_at")),
     )
@@ -159,6 +161,13 @@ def _seconds_between(earlier: Json, later: Json) -> float | None:
         return max(0.0, (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds())
     except (TypeError, ValueError, OverflowError):
         return None  # a value is not a time, or the time is outside of the range of Python
+
+
+def _in_utc(moment: str | None) -> str | None:
+    """Return a time in UTC, because the time zone of the database can change. Other text is not changed."""
+    with suppress(TypeError, ValueError, OverflowError):
+        return datetime.fromisoformat(moment or "").astimezone(UTC).isoformat()
+    return moment
 
 
 def lease_of(job: Job, worker_id: str, claim_id: str, seconds: float, asked_at: float) -> Lease:

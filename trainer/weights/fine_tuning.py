@@ -59,7 +59,14 @@ class FineTuning:
                 f"base_model = storage:{key}: a row can start only from objects in {ROOT}/RUN_ID/ of an own run, or in "
                 f"{SHARED}/; let the operator move the object to {SHARED}/"
             )
-        self._run(run_id, requester, f"storage:{key}")
+        row = self._run(run_id, requester, f"storage:{key}")
+        # a deleted row can have had the same ID, so the own objects of a run are those that its row lists
+        checkpoint = row.checkpoint.get("key") if isinstance(row.checkpoint, dict) else None
+        if key not in (checkpoint, *(artifact.path for artifact in artifacts_in(row.results))):
+            raise BadRequest(
+                f"base_model = storage:{key}: the row of that run does not list this object; use the ID of the run, or "
+                "the `path` of one of its artifacts"
+            )
 
     def _run(self, run_id: str, requester: Requester, name: str) -> RunRow:
         """Return the row of a run. The message for a run of another owner is the message for a missing run."""

@@ -120,7 +120,7 @@ class Attempt:
     def _from_checkpoint(self, order: TrainingOrder, setup: Setup) -> TrainingOrder:
         """Return `order` with the checkpoint to start from, or unchanged if there is no usable checkpoint."""
         services = self._services
-        attempts = services.folders.attempts(self._job.id)
+        attempts = services.folders.own_attempts(self._job)
         found = CheckpointFinder(self._run, attempts, services.store, services.artifacts_bucket).best_for(setup)
         if found is None:
             return order
@@ -164,7 +164,7 @@ class Attempt:
 
     def _find_finished(self) -> Finished | None:
         """Return the finished training of an earlier attempt on this host if its weights are unchanged, else None."""
-        for folder in self._services.folders.attempts(self._job.id):
+        for folder in self._services.folders.own_attempts(self._job):
             finished = finished_marker.read(folder)
             if finished is None or not self._is_requested(finished):
                 continue

@@ -104,6 +104,7 @@ class Execution:
             services.uploaded.note(job.id, job.checkpoint.key)
         with services.folders.in_use(job):
             services.folders.remove_obstacles(job)
+            services.folders.create(job)
             with self._host.open_run(journal, shutdown.child(), reporter) as run:
                 end = self._run_attempt(journal, Attempt(services, run, slots), run, shutdown)
             if end.status in (Status.COMPLETED, Status.CANCELED):

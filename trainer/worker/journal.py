@@ -3,7 +3,7 @@
 Each attempt has one append-only file. The process that executes the run locks the file. If the file has no lock, its
 process crashed, and the next process delivers the content (orphaned_journals.py). The lines of the file:
 
-    {"lease": …}      the first line: the run, the attempt and the fencing token
+    {"lease": …}      the first line: the run, the attempt, the fencing token, and the owner and creation of the row
     {"event": …}      an event of the run
     {"delivered": n}  the queue has received every event up to n, except the dropped events
     {"dropped": n}    the queue refused event n
@@ -70,7 +70,9 @@ class Journal:
         path = folder / f"{lease.job.id}.{lease.job.attempt}.jsonl"
         # locked before it gets its final name, because other processes treat an unlocked journal as orphaned
         unnamed = path.with_suffix(NEW)
-        held = {"run_id": lease.job.id, "attempt": lease.job.attempt, "claim_id": lease.claim_id}
+        job = lease.job
+        held = {"run_id": job.id, "attempt": job.attempt, "claim_id": lease.claim_id}
+        held |= {"created_by": job.created_by, "created_at": job.created_at}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = unnamed.open("ab", buffering=0)

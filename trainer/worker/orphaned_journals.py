@@ -41,6 +41,8 @@ class JournalHeader:
     run_id: str
     attempt: int
     claim_id: str
+    created_by: str | None = None
+    created_at: str | None = None
 
 
 HEADER: TypeAdapter[JournalHeader] = TypeAdapter(JournalHeader)
@@ -96,7 +98,13 @@ def _read(file: FileIO, path: Path, worker_id: str, lease_seconds: float) -> Jou
         raise ValueError(f"it has {size} bytes, more than the maximum of {LARGEST}")
     lines = _lines(file)
     header = _validated(HEADER, next(lines, {}).get("lease"), "lease")
-    job = Job(id=header.run_id, request=RunRequest(data_yaml=None), attempt=header.attempt)
+    job = Job(
+        id=header.run_id,
+        request=RunRequest(data_yaml=None),
+        attempt=header.attempt,
+        created_by=header.created_by,
+        created_at=header.created_at,
+    )
     lease = Lease(job=job, claim_id=header.claim_id, worker_id=worker_id, seconds=lease_seconds, trusted_until=0.0)
     events: list[RunEvent] = []
     delivered, last_seq, recoveries, outcome, dropped = 0, 0, 0, None, set[int]()

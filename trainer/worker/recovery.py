@@ -17,6 +17,7 @@ from trainer.core.stop import StopReason, StopSignal
 from trainer.worker import refused_parts
 from trainer.worker.error_boundary import call_or, error_boundary
 from trainer.worker.execution import RunHost
+from trainer.worker.folder_owner import belongs_to
 from trainer.worker.journal import Journal
 from trainer.worker.orphaned_journals import set_aside
 from trainer.worker.outcome_delivery import RETRY_FOREVER, delivered
@@ -70,7 +71,7 @@ class Recovery:
         """Publish the files of the run folder under the lease of the crashed process. Return the results."""
         host, job = self._host, journal.lease.job
         folder = host.services.folders.folder(job)
-        if folder.path.is_symlink() or not folder.path.is_dir():
+        if not belongs_to(folder, job):
             return {}
         # the row keeps the progress that the crashed process reported
         opened = host.open_run(journal, stop, self._reporter(journal), sends_progress=False)

@@ -15,7 +15,9 @@ import structlog
 from trainer.core.job import Job
 from trainer.core.run_folder import CHECKPOINTS, PREFIX, RESUMED, RunFolder, name_of
 from trainer.disk.folder_locks import FolderLocks
+from trainer.disk.old_folders import remove_renamed
 from trainer.disk.removal import remove_subfolder
+from trainer.worker.folder_owner import belongs_to, record
 
 log = structlog.get_logger()
 
@@ -43,6 +45,24 @@ class RunFolders:
     def attempts(self, run_id: str) -> list[RunFolder]:
         """Return the run folders of all attempts on this host, without symbolic links."""
         return attempts_in(self.runs, run_id)
+
+    def own_attempts(self, job: Job) -> list[RunFolder]:
+        """Return the run folders that belong to the row of `job`. A deleted row can have had the same ID."""
+        return [folder for folder in self.attempts(job.id) if belongs_to(folder, job)]
+
+    def create(self, job: Job) -> None:
+        """Create the run folder of this attempt. A folder of a deleted row with the same ID is removed first.
+
+        Raises OSError if that folder cannot be moved away. Its files must not be published for this row.
+        """
+        folder = self.folder(job)
+        if folder.path.is_dir() and not belongs_to(folder, job):
+            log.warning("run folder belongs to a deleted row with the same ID, removing it", path=str(folder.path))
+            remove_renamed(folder.path)
+        try:
+            record(folder, job)
+        except OSError as error:  # for example a full disk: the attempt reports it
+            log.warning("run folder has no record, later attempts will not use its files", error=str(error))
 
     def remove_checkpoints(self, run_id: str) -> None:
         """Remove the checkpoints and finished markers of a run that has no further attempt."""

@@ -13,6 +13,7 @@ def killed(worker, lease=None):
     journal = Journal.create(worker.folders.journals, lease)
     journal.record("epoch", {"epoch": 1})
     journal.close()
+    worker.folders.create(lease.job)
     folder = worker.folders.folder(lease.job)
     run_dir = folder.output.path
     (run_dir / "weights").mkdir(parents=True)

@@ -120,7 +120,9 @@ def test_unreadable_finished_marker_is_ignored(worker, content):
 
 def test_training_resumes_from_previous_checkpoint_if_newest_is_damaged(worker):
     run_id = worker.enqueue()
-    first = worker.folders.folder(worker.claim().job).output.path
+    job = worker.claim().job
+    worker.folders.create(job)
+    first = worker.folders.folder(job).output.path
     save_checkpoint(first, 1)
     broken = save_checkpoint(first, 2)
     (first / "checkpoints" / "epoch-00002.pt").write_bytes(b"x" * broken.bytes)
