@@ -6,6 +6,7 @@ half a second. The client gets its own HTTP/1.1 connection pool: the default poo
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ _TRANSIENT_STATUSES = frozenset({408, 425, 429})
 # a value is out of range; a constraint is violated; a limit is exceeded; a trigger raised an exception
 _REFUSAL_CLASSES = frozenset({"22", "23", "54", "P0"})
 _TOO_LARGE_STATUS = 413
+# the role in the key; other errors with the same code come from a value. PTxxx: a rule of the app chose the status xxx
+_MISSING_ROLE = re.compile('role "[^"]*" does not exist')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,11 +222,12 @@ def _refusal(
         return Unavailable(f"Supabase at {host} is not available now ({said}).", retry_after=retry_after)
     if code in _SCHEMA_CODES:
         return Misconfigured(f"The database at {host} lacks parts of the trainer's schema ({said}): {MIGRATE}.")
-    if code in _KEY_CODES or status in (401, 403):
+    is_of_rule = sqlstate_class == "PT" or (code == "22023" and not _MISSING_ROLE.fullmatch(message))
+    if not is_of_rule and (code in _KEY_CODES or status in (401, 403)):
         kind = f"; its role is {role}" if role else ""
         return Misconfigured(f"Supabase at {host} rejects the key ({said}{kind}): {USE_KEY}.")
     is_invalid = code is not None and code.startswith("PGRST1")  # PostgREST cannot read the request
-    if sqlstate_class in _REFUSAL_CLASSES or is_invalid or status == _TOO_LARGE_STATUS:
+    if is_of_rule or sqlstate_class in _REFUSAL_CLASSES or is_invalid or status == _TOO_LARGE_STATUS:
         return Refused(f"Supabase at {host} refuses a value of the call ({said}): check the rules of the table.")
     if status in _TRANSIENT_STATUSES or status >= 500:
         return Unavailable(f"Supabase at {host} is not available now ({said}).", retry_after=retry_after)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import structlog
 
 from trainer.core.boottime import boottime
-from trainer.core.errors import Misconfigured, Unavailable
+from trainer.core.errors import Misconfigured, Refused, Unavailable
 from trainer.core.job import Beat, JsonObject, Verdict
 from trainer.core.stop import StopReason, StopSignal
 from trainer.core.threads import thread_running
@@ -107,13 +107,21 @@ class Heartbeat:
             if self._unreachable_since is None:
                 self._unreachable_since = asked
                 log.warning("queue unavailable, training continues", error=str(error))
+            if not isinstance(error, Misconfigured) or isinstance(error, Refused):
+                return
+            # a rule of the app can fail with the code of a wrong key: renew the lease, so that a cancel request arrives
+            with suppress(Unavailable, Misconfigured):
+                self._follow(self.beat(self.journal.lease, None, []), asked)
             return
         if self._unreachable_since is not None:
             log.info("queue available again", after_seconds=round(asked - self._unreachable_since, 1))
             self._unreachable_since = None
-        if verdict is not Verdict.LOST:
-            self._trusted_until = asked + self.times.lease
         if progress is not None:
             self._next_progress = asked + self.times.progress
+        self._follow(verdict, asked)
+
+    def _follow(self, verdict: Verdict, asked: float) -> None:
+        if verdict is not Verdict.LOST:
+            self._trusted_until = asked + self.times.lease
         if verdict in STOP_FOR:
             self.stop.set(STOP_FOR[verdict])

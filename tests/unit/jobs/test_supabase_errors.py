@@ -86,14 +86,24 @@ def test_error_of_missing_schema_advises_migration(code):
 
 @pytest.mark.parametrize(
     ("code", "status"),
-    [("PGRST301", 401), ("PGRST303", 401), ("PGRST302", 401), ("42501", 403), ("42501", 401), (None, 401), (None, 403),
-     ("22023", 400)],
+    [("PGRST301", 401), ("PGRST303", 401), ("PGRST302", 401), ("42501", 403), ("42501", 401), (None, 401), (None, 403)],
 )  # fmt: skip
 def test_error_of_rejected_key_advises_to_replace_key(code, status):
     error = refused(code, status=status)
     assert isinstance(error, Misconfigured)
     assert "SUPABASE_SERVICE_ROLE_KEY" in str(error)
     assert "service_role" in str(error)
+
+
+def test_missing_role_of_key_advises_to_replace_key():
+    assert "SUPABASE_SERVICE_ROLE_KEY" in str(refused("22023", 'role "trainer_worker" does not exist'))
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("22023", 400), ("22003", 400), ("23514", 400), ("PT403", 403), ("PT401", 401)]
+)
+def test_value_that_a_rule_refuses_is_no_error_of_the_key(code, status):
+    assert isinstance(refused(code, "cannot extract elements from a scalar", status=status), Refused)
 
 
 @pytest.mark.parametrize(
