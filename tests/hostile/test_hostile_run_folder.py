@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 
 import pytest
@@ -14,7 +15,8 @@ import pytest
 from tests.hostile.attacked_worker import REPLACE, REPLACEMENTS, SECONDS, SECRET, AttackedWorker
 from tests.long import long_except
 from tests.process.sandbox_host import needs_landlock
-from tests.unit.worker.harness import BUCKET, wait_for
+from tests.unit.worker.fakes import Replaced
+from tests.unit.worker.harness import BUCKET, WorkerFixture, wait_for
 from trainer.core.stop import StopSignal
 from trainer.worker import artifact_selection
 
@@ -129,6 +131,26 @@ while time.monotonic() < until:
     worker.assert_nothing_leaked()
 
 
+@pytest.mark.parametrize("size", [2**40, 1], ids=["larger", "smaller"])
+def test_checkpoint_that_changes_its_size_after_its_checksum_was_verified_is_not_published(tmp_path, size):
+    """A training process is alive during the upload, and can resize its file right before the file is read."""
+    worker = WorkerFixture(tmp_path)
+    worker.shut_down_in(epoch=2)
+    sent = []
+
+    def upload(path, ref, stop, on_bytes):
+        if "checkpoints" in ref.key:
+            os.truncate(path, size)
+        return worker.store.upload(path, ref, stop, on_bytes=lambda n: (sent.append(n), on_bytes(n)))
+
+    run_id = worker.enqueue()
+    worker.work(store=Replaced(worker.store, upload=upload))
+
+    assert sent
+    assert sum(sent) <= 2**21
+    assert worker.row(run_id)["checkpoint"] is None
+
+
 SIDECARS = {
     "huge numbers": '{"epoch": %d, "sha256": "' + "0" * 64 + '", "bytes": 9223372036854775807}',
     "negative numbers": '{"epoch": %d, "sha256": "' + "0" * 64 + '", "bytes": -1}',
@@ -207,7 +229,7 @@ def test_files_of_the_service_cannot_be_replaced(worker):
     worker.behave(
         at_end=f"""
 for folder in (run, run.parent):
-    for name in ("run.log", "manifest.json", ".run.log.uploading", ".finished.json", ".finished.json.tmp", "resumed/x"):
+    for name in ("run.log", "manifest.json", ".run.log.uploading", ".finished.json", ".finished.json.tmp", ".row", "resumed/x"):
         for attack in (lambda path: path.symlink_to({str(worker.secrets / "secret")!r}), lambda path: path.unlink(),
                        lambda path: path.write_text("forged"), lambda path: path.rename(output / "moved")):
             try:
@@ -249,7 +271,15 @@ def test_cancel_during_upload_of_huge_sparse_file_ends_the_run(worker):
     assert worker.row(run_id)["status"] == "canceled"
 
 
-OF_SERVICE = ["run.log", "manifest.json", ".run.log.uploading", ".finished.json", ".finished.json.tmp", "resumed"]
+OF_SERVICE = [
+    "run.log",
+    "manifest.json",
+    ".run.log.uploading",
+    ".finished.json",
+    ".finished.json.tmp",
+    ".row",
+    "resumed",
+]
 
 
 @pytest.mark.parametrize("name", ["output", "output/weights", *OF_SERVICE])

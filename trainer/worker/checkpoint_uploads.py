@@ -63,15 +63,18 @@ class CheckpointUploads:
             # the training removes old checkpoints during the upload, but the open file stays readable
             name = f"{CHECKPOINTS}/{checkpoint_name(newest.epoch)}"
             with UntrustedFolder(self._run.folder.output.path) as output, output.file(name) as file:
-                if not is_intact(file, newest.sha256, newest.bytes, stop.raise_if_set):
-                    raise MachineFailed(f"The checkpoint of epoch {newest.epoch} has changed since it was reported.")
+                sent = _Sent(newest)
+                sent.require(is_intact(file, newest.sha256, newest.bytes, stop.raise_if_set))
                 self._index.note(job.id, key)
-                self._store.upload(file.path, ObjectRef(bucket=self._bucket, key=key), stop)
-            sent = Checkpoint(epoch=newest.epoch, sha256=newest.sha256, bytes=newest.bytes, key=key)
+                stored = self._store.upload(
+                    file.path, ObjectRef(bucket=self._bucket, key=key), stop, on_bytes=sent.count
+                )
+                sent.require(stored.bytes == newest.bytes)
+            uploaded = Checkpoint(epoch=newest.epoch, sha256=newest.sha256, bytes=newest.bytes, key=key)
             self._run.events.record(replace(newest, key=key))
-            self._uploaded.append(sent)
+            self._uploaded.append(uploaded)
             self._delete_old()
-            return sent
+            return uploaded
 
     @contextmanager
     def during_training(self, stop: StopSignal) -> Iterator[None]:
@@ -105,3 +108,19 @@ class CheckpointUploads:
                 return
             except (TrainerError, OSError) as error:
                 log.warning("checkpoint upload failed, retrying", error=str(error))
+
+
+class _Sent:
+    """Counts the sent bytes of a checkpoint, because the training process can make the file larger at any time."""
+
+    def __init__(self, checkpoint: CheckpointSaved) -> None:
+        self._checkpoint = checkpoint
+        self._left = checkpoint.bytes
+
+    def count(self, sent: int) -> None:
+        self._left -= sent
+        self.require(self._left >= 0)
+
+    def require(self, is_unchanged: bool) -> None:
+        if not is_unchanged:
+            raise MachineFailed(f"The checkpoint of epoch {self._checkpoint.epoch} has changed since it was reported.")
