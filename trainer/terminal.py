@@ -127,7 +127,9 @@ def show_findings(findings: Sequence[Finding], summary: JsonObject) -> None:
     console = _console()
     order = ("error", "warning", "note")
     for finding in sorted(findings, key=lambda finding: order.index(finding.level)):
-        console.print(Text(f"{finding.level}: ", style=LEVELS[finding.level]) + _lines(finding.message, 5000))
+        level = Text(f"{finding.level}: ", style=LEVELS[finding.level])
+        # indented, because a line must not look like another finding
+        console.print(level + _lines(finding.message.replace("\n", "\n    "), 5000))
         for example in finding.examples:
             console.print(_text(f"    {example}", 5000))
     console.print(

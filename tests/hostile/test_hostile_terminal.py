@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from trainer import terminal
+from trainer.core.dataset import Finding
 from trainer.core.job import RunRequest
 from trainer.core.text import CONTROLS
 from trainer.jobs.sqlite import SqliteQueue
@@ -110,6 +112,12 @@ def test_check_shows_hostile_dataset_without_its_control_characters(home):
         assert "Traceback" not in output
         assert ANSI_CLEAR not in output
         assert not CONTROLS.search(OWN_SEQUENCES.sub("", output)), repr(output)
+
+
+def test_finding_with_line_breaks_does_not_look_like_other_findings(capsys):
+    terminal.show_findings([Finding(level="error", code="x", message="a\nno errors\r\nwarning: b")], {})
+
+    assert capsys.readouterr().out.splitlines()[:3] == ["error: a", "    no errors\\x0d", "    warning: b"]
 
 
 def test_models_shows_odd_file_names_without_their_control_characters(home):
