@@ -16,7 +16,7 @@ from tests.hostile.attacked_worker import REPLACE, REPLACEMENTS, SECONDS, SECRET
 from tests.long import long_except
 from tests.process.sandbox_host import needs_landlock
 from tests.unit.worker.fakes import Replaced
-from tests.unit.worker.harness import BUCKET, WorkerFixture, wait_for
+from tests.unit.worker.harness import BUCKET, WorkerFixture, interrupted_upload, wait_for
 from trainer.core.stop import StopSignal
 from trainer.worker import artifact_selection
 
@@ -131,6 +131,33 @@ while time.monotonic() < until:
     worker.assert_nothing_leaked()
 
 
+TABLES = {
+    "control characters": "epoch,time,metrics/\x1b[2J\u202e\n1,2,0.1\n",
+    "a field beyond the limit of the csv module": "epoch,time,metrics/m\n1,2," + "1" * 200_000 + "\n",
+    "an open quote": 'epoch,time,metrics/m\n1,2,"' + "1\n" * 200_000,
+    "seconds without end": "epoch,time,metrics/m\n1,inf,0.1\n",
+    "many seconds": "epoch,time,metrics/m\n1,1e300,0.1\n",
+    "many metrics": "epoch,time," + ",".join(f"metrics/{n}" for n in range(300_000)) + "\n1,2" + ",1" * 300_000 + "\n",
+    "a long name": f"epoch,time,metrics/{'m' * 1000}\n1,2,0.1\n",
+    "many rows": "epoch,time,metrics/" + "m" * 30_000 + "\n" + "1,2,0.1\n" * 500_000,
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_table_of_training_adds_no_event_beyond_limits(tmp_path, table):
+    """After an interrupted upload, the service reads the epochs that it could not report from results.csv."""
+    worker = WorkerFixture(tmp_path)
+    run_id, run_dir = interrupted_upload(worker)
+    worker.forget_epochs(run_id, after=0)
+    worker.update_row(run_id, last_reported_epoch=0, last_reported_attempt=1)
+    (run_dir / "results.csv").write_text(TABLES[table], "utf-8")
+
+    worker.work_again()
+
+    assert worker.row(run_id)["status"] == "completed"
+    assert "epoch" not in worker.kinds(run_id)
+
+
 @pytest.mark.parametrize("size", [2**40, 1], ids=["larger", "smaller"])
 def test_checkpoint_that_changes_its_size_after_its_checksum_was_verified_is_not_published(tmp_path, size):
     """A training process is alive during the upload, and can resize its file right before the file is read."""
@@ -208,6 +235,17 @@ for n in range(500):
     assert len(messages) == 3
     assert any(message.startswith("500 files are not published") for message in messages)
     worker.assert_nothing_leaked()
+
+
+def test_files_with_control_characters_in_their_names_are_left_out(worker):
+    worker.behave(at_end="for name in ('a\\nb', 'a\\x1b[2Jb', 'a\\u202eb', '[bold]b'): (output / name).touch()")
+    run_id = worker.enqueue()
+
+    worker.attempt()
+
+    assert {"best.pt", "[bold]b"} <= worker.artifacts(run_id).keys()
+    [message] = worker.warnings(run_id, "artifact_left_out")
+    assert "(a\\nb, a\\x1b[2Jb, a\\u202eb): its name contains control characters" in message
 
 
 def test_total_size_of_artifacts_is_limited(worker, monkeypatch):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from trainer.core.json_text import storable
 from trainer.core.ports import ObjectStore
 from trainer.core.run_folder import CHECKPOINTS, MANIFEST, RUN_LOG, WEIGHTS
 from trainer.core.text import one_line
@@ -27,6 +28,7 @@ _LONGEST_NAME = 300  # characters of a file name in a message
 
 _WRITTEN_HERE = {RUN_LOG, MANIFEST}  # names of artifacts that the service writes
 _TOO_LONG = f"its name has more than {LONGEST_KEY} bytes, or more than {LONGEST_SEGMENT} bytes between two slashes"
+_CONTROLS = "its name contains control characters, which a web page or a terminal could interpret"
 _TOO_LARGE = f"it is larger than the maximum of {LARGEST_FILE >> 30} GiB"
 _TOO_MANY = f"a run publishes at most {MOST_FILES} files and {MOST_BYTES >> 30} GiB"
 _NOT_LISTED = (
@@ -109,4 +111,7 @@ def _unfit(name: str, entry: FileEntry, store: ObjectStore) -> str | None:
     key = store.key(name).encode()
     if len(key) > LONGEST_KEY or max(map(len, key.split(b"/"))) > LONGEST_SEGMENT:
         return _TOO_LONG
+    text = storable(name)  # a name that is not UTF-8 is published under an escaped key
+    if one_line(text) != text:
+        return _CONTROLS
     return _TOO_LARGE if entry.bytes > LARGEST_FILE else None

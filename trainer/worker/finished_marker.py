@@ -6,6 +6,7 @@ The model is published only if the weights still have the size and SHA-256 that 
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,10 +24,13 @@ from trainer.core.run_folder import FINISHED_MARKER, RESULTS, WEIGHTS, RunFolder
 from trainer.disk import durable
 from trainer.disk.untrusted_folder import LARGEST_FILE, UntrustedFolder
 
+_LONGEST_ROW = 32 * 2**10  # bytes of a row of results.csv; a row has about 20 numbers
+_MOST_NAMES = 64 * 2**20  # bytes of the names in all events of results.csv
 _LARGEST = 16 * 2**20  # bytes of a marker or of results.csv; a report has a few hundred KiB
 # compared in addition to `batch` and `args`; the other fields of a recorded plan depend on the service version
 _COMPARED = ("sources", "model", "task", "epochs", "imgsz", "split", "exports", "predictions")
 _FINISHED: TypeAdapter[Finished] = TypeAdapter(Finished)
+_EPOCH: TypeAdapter[EpochFinished] = TypeAdapter(EpochFinished)
 
 
 def write(folder: RunFolder, finished: Finished) -> None:
@@ -55,11 +59,17 @@ def epochs_after(epoch: int, folder: RunFolder, finished: Finished) -> list[Epoc
     Return an empty list for a damaged table. The history then has a gap, but the model is still published.
     """
     table = _read(folder.output.path, RESULTS)
+    lines = table.splitlines()
+    # the events repeat the names in the header for each row
+    if any(len(line) > _LONGEST_ROW for line in lines) or len(lines) * len(lines[0] if lines else b"") > _MOST_NAMES:
+        return []
     try:
         # a recorded split has a digest instead of its images
         plan = TrainPlan.from_json({**finished.report["plan"], "split": None})
         found = list(results_table.epochs_after(epoch, table.decode(errors="replace"), plan))
-    except (ValueError, KeyError, TypeError):
+        for event in found:
+            _EPOCH.validate_python(asdict(event))  # the training process wrote the table: the limits of events apply
+    except (ValueError, KeyError, TypeError, csv.Error):
         return []
     is_plausible = [event.epoch for event in found] == list(range(epoch + 1, epoch + 1 + len(found)))
     return found if is_plausible and epoch + len(found) <= plan.epochs else []
