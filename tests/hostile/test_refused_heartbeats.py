@@ -1,5 +1,6 @@
 """The real database refuses a part of what a worker sends. This is no outage: the rest arrives, and a cancel is heard."""
 
+# ruff: noqa: F811 - fixtures are imported
 from __future__ import annotations
 
 import os
@@ -8,10 +9,11 @@ import time
 
 import pytest
 
+from tests.hostile.database_rules import EVENT_RULE, ROW_RULE, epochs_of, journal, rule, worker  # noqa: F401 - fixtures
 from tests.process.conftest import PROGRAMS
 from tests.process.sandbox_host import needs_landlock
 from tests.supabase_fixtures import supabase, supabase_lab, supabase_servers  # noqa: F401 - fixtures
-from tests.unit.worker.harness import WorkerFixture, in_background, wait_for
+from tests.unit.worker.harness import in_background, wait_for
 from trainer.core.errors import Refused
 from trainer.core.events import Warned
 from trainer.core.job import Completed, Failed, Interrupted, RunEvent, Verdict
@@ -20,43 +22,6 @@ from trainer.training.supervisor.process import ChildTrainer
 from trainer.worker.event_sink import EventSink
 from trainer.worker.journal import Journal
 from trainer.worker.refused_parts import EventDelivery, finish
-
-EVENT_RULE = """
-    create function app_rule() returns trigger language plpgsql as $$
-    begin if ({condition}) then raise exception 'the app refuses this'; end if; return new; end $$;
-    create trigger app_rule before insert on training_run_events for each row execute function app_rule();"""
-ROW_RULE = "alter table training_runs add constraint app_rule check ({condition})"
-
-
-@pytest.fixture
-def rule(supabase_lab):  # noqa: F811
-    def add(sql, condition):
-        supabase_lab.stack.sql(sql.format(condition=condition))
-
-    yield add
-    supabase_lab.stack.sql("""
-        alter table training_runs drop constraint if exists app_rule;
-        drop function if exists app_rule cascade;
-        drop function if exists app_refuse cascade;""")
-
-
-@pytest.fixture
-def worker(tmp_path, supabase_lab):  # noqa: F811
-    found = WorkerFixture(tmp_path, lease_seconds=60, drain_seconds=20)
-    found.queue = supabase_lab.queue
-    return found
-
-
-@pytest.fixture
-def journal(worker):
-    worker.enqueue()
-    opened = Journal.create(worker.folders.journals, worker.claim())
-    yield opened
-    opened.close()
-
-
-def epochs_of(worker, run_id):
-    return [event.data["epoch"] for event in worker.queue.events(run_id) if event.kind == "epoch"]
 
 
 @pytest.mark.parametrize(
@@ -129,47 +94,6 @@ def test_refused_progress_does_not_hold_up_events(worker, rule):
     assert worker.row(run_id)["status"] == "completed"
     assert epochs_of(worker, run_id) == [1, 2]
     assert worker.warnings(run_id, "event_refused") == []
-
-
-def add_failure(stack, code):
-    stack.sql(f"""create or replace function app_refuse() returns boolean language plpgsql as $$
-        begin raise exception using errcode = '{code}'; end $$""")
-
-
-@pytest.mark.parametrize("code", ["22023", "PT403", "PT409"])
-def test_rule_with_code_of_wrong_key_only_drops_its_event(worker, rule, supabase_lab, code):  # noqa: F811
-    add_failure(supabase_lab.stack, code)
-    rule(EVENT_RULE, "case when new.kind = 'epoch' and new.data ->> 'epoch' = '2' then public.app_refuse() end")
-    run_id = worker.enqueue()
-
-    worker.work()
-
-    assert worker.row(run_id)["status"] == "completed"
-    assert epochs_of(worker, run_id) == [1, 3]
-    assert worker.warnings(run_id, "event_refused")
-
-
-@pytest.mark.parametrize("code", ["42501", "42P01"])
-def test_cancel_arrives_while_events_fail_with_code_of_wrong_key_or_schema(worker, rule, supabase_lab, code):  # noqa: F811
-    """The operator has to fix this, so the events are kept until then, but the lease is renewed."""
-    add_failure(supabase_lab.stack, code)
-    rule(EVENT_RULE, "case when new.seq < 1000000 then public.app_refuse() end")
-    run_id = worker.enqueue()
-    stopped = []
-
-    def cancel(epoch):
-        if epoch == 2:
-            worker.queue.cancel(run_id)
-            stopped.append(worker.trainer.stop.wait(30))
-            supabase_lab.stack.sql("drop function app_rule cascade")  # the operator fixes the rule
-
-    worker.trainer.during = cancel
-
-    worker.work()
-
-    assert stopped == [True]
-    assert worker.row(run_id)["status"] == "canceled"
-    assert epochs_of(worker, run_id) == [1]
 
 
 @pytest.mark.parametrize("number", [1, 57, 199, 200, 201, 450])
