@@ -102,6 +102,7 @@ FOREIGN = [
     f"storage:{BOB}/set", f"storage:datasets/{BOB}/set", "storage:set", f"storage:x/{ALICE}/set", "storage:data.yaml",
     f"storage:more/{BOB}/set", f"https://abc.supabase.co/storage/v1/object/public/datasets/{BOB}/set/data.yaml",
     f"https://abc.supabase.co/storage/v1/object/public/more/x/{ALICE}/data.yaml", f"storage:{ALICE.upper()}/set", f"storage:{ALICE}x/set",
+    f"storage:{ALICE}", f"storage:datasets/{ALICE}/", f"https://abc.supabase.co/storage/v1/object/public/datasets/{ALICE}",
 ]  # fmt: skip
 
 
@@ -143,3 +144,13 @@ def test_owner_with_the_name_of_a_bucket_reaches_no_other_folder(tmp_path):
         assert prepared(datasets, "storage:bob/set", owner="bob").images
         with pytest.raises(BadRequest, match="no 'more/bob/set' in bucket 'datasets'"):
             prepared(datasets, "storage:more/bob/set", owner="more")
+
+
+def test_object_with_the_name_of_the_owners_folder_reaches_no_other_folder(tmp_path):
+    """The storage policy of the docs lets Alice upload such an object. As a YAML, it is at the top level of the bucket."""
+    paint(tmp_path / "home/storage/datasets" / BOB)
+    splits = f"train: {BOB}/images/train\nval: {BOB}/images/val\nnames: [square, disc]\n"
+    (tmp_path / "home/storage/datasets" / ALICE).write_text(splits)
+    refused = pytest.raises(DatasetError, match="is not in the folder of the owner")
+    with service(settings_in(tmp_path, datasets_by_owner=True)) as datasets, refused:
+        prepared(datasets, f"storage:{ALICE}", owner=ALICE)

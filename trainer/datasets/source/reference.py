@@ -198,7 +198,8 @@ def _in_folder(ref: ObjectRef, buckets: Collection[str], folder: str, text: str)
     first, _, rest = ref.key.partition("/")
     named = replace(ref, bucket=first, key=rest) if first in buckets and rest else ref
     for candidate in (named, ref):
-        if candidate.key.partition("/")[0] == folder:
+        # an object with the name of the folder is outside of it: as a YAML, it could name the folders of other owners
+        if candidate.key.startswith(f"{folder}/"):
             return candidate
     raise DatasetError(
         f"data_yaml: {shown(text)} is not in the folder of the owner of this row. Write storage:{shown(folder)[1:-1]}/PATH."
