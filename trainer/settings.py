@@ -38,7 +38,10 @@ Names = Annotated[
         lambda text: tuple(part.strip() for part in text.split(",") if part.strip()) if isinstance(text, str) else text
     ),
 ]
-_SANDBOX = {"1": "auto", "true": "auto", "false": "0"}  # the values of earlier versions
+_SANDBOX = {  # the values of earlier versions
+    **dict.fromkeys(("1", "true", "yes", "on", "y", "t"), "auto"),
+    **dict.fromkeys(("false", "no", "off", "n", "f"), "0"),
+}
 Sandbox = Annotated[
     Literal["required", "auto", "0"], BeforeValidator(lambda text: _SANDBOX.get(str(text).lower(), str(text).lower()))
 ]

@@ -141,8 +141,9 @@ create index if not exists training_runs_next_idx
   on public.training_runs (priority desc, created_at, id) where status = 'queued';
 create index if not exists training_runs_waiting_idx
   on public.training_runs (not_before) where status = 'queued' and not_before is not null;
+-- older rows can have values that are too long for an index
 create index if not exists training_runs_owner_idx
-  on public.training_runs (created_by) where status = 'queued' and created_by is not null;
+  on public.training_runs (left(created_by, 500)) where status = 'queued' and created_by is not null;
 create index if not exists training_runs_lease_idx
   on public.training_runs (lease_expires_at) where status in ('running', 'canceling');
 create index if not exists training_runs_cancel_idx

@@ -18,6 +18,20 @@ drop function if exists trainer.can_serve(jsonb, jsonb);
 drop function if exists trainer.can_serve(jsonb, numeric, numeric, jsonb);
 drop function if exists trainer.requirements(jsonb);
 
+-- Returns whether the text of a configuration is too long. A number such as 1e131000 needs 12 bytes, and its text needs
+-- 131 kB. The text of many such numbers would fill the memory of the database, so they are looked for first.
+create or replace function trainer.is_too_long(configuration jsonb) returns boolean
+language sql immutable parallel safe set search_path = '' as $$
+  select case
+    when pg_catalog.pg_column_size(configuration) > 300000 then true  -- at most 4 bytes for each character
+    when exists (
+      select from jsonb_path_query(configuration, '$.** ? (@.type() == "number")') as number
+      where abs(number::numeric) > 1.7e308 or scale(number::numeric) > 400
+    ) then true
+    else coalesce(length(configuration::text) > 65536, false)
+  end
+$$;
+
 -- Returns the GPUs and the whole GB of memory per GPU that a configuration requires. A worker rejects a configuration
 -- beyond the limit without reading it, so it has no requirements.
 create or replace function trainer.requirements(
@@ -27,7 +41,7 @@ declare
   device jsonb;
   devices integer := 0;
 begin
-  if length(configuration::text) > 65536 then
+  if trainer.is_too_long(configuration) then
     configuration := null;
   elsif jsonb_typeof(configuration) = 'string' then  -- the column may hold JSON text inside a JSON string
     begin
@@ -76,13 +90,13 @@ declare
     when length(new.run_group) > 200 then 'run_group: longer than 200 characters'
     when cardinality(new.run_tags) > 50 or exists (select from unnest(new.run_tags) as tag where length(tag) > 100)
       then 'run_tags: more than 50 tags, or a tag is longer than 100 characters'
-    -- the size in bytes is known without a conversion to text, and this many bytes are always more than 65536 characters
-    when pg_column_size(new.configuration) > 2000000 or length(new.configuration::text) > 65536
+    when pg_column_size(new.configuration) <= 300000
+      and jsonb_path_exists(new.configuration, '$.** ? (@.type() == "number" && (@ > 1.7e308 || @ < -1.7e308))')
+      then 'configuration: a number is beyond 1.7e308, the largest number that a worker reads'
+    when trainer.is_too_long(new.configuration)
       then 'configuration: longer than 65536 characters; send the settings only, and define the split of many images in the dataset'
     when jsonb_path_exists(new.configuration, '$.**{32} ? (@.type() == "object" || @.type() == "array")')
       then 'configuration: nested deeper than 32 levels; send the settings only'
-    when jsonb_path_exists(new.configuration, '$.** ? (@.type() == "number" && (@ > 1.7e308 || @ < -1.7e308))')
-      then 'configuration: a number is beyond 1.7e308, the largest number that a worker reads'
   end;
 begin
   if problem is not null then
@@ -103,7 +117,11 @@ declare
 begin
   if (select data_type from information_schema.columns
       where table_schema = 'public' and table_name = 'training_runs' and column_name = 'needs_gpus') = 'numeric' then
-    alter table public.training_runs drop column needs_gpus, drop column needs_gpu_memory_gb;
+    begin
+      alter table public.training_runs drop column needs_gpus, drop column needs_gpu_memory_gb;
+    exception when dependent_objects_still_exist then  -- a view of the app has these columns, so they keep their type
+      alter table public.training_runs alter column needs_gpus set default 0, alter column needs_gpu_memory_gb set default 0;
+    end;
   end if;
   if to_regclass('public.training_runs_ready_idx') is not null then
     return;  -- the requirements of all runs are stored
@@ -113,7 +131,8 @@ begin
     add column if not exists needs_gpu_memory_gb integer not null default 0;
   for run in
     select r.id, needs.* from public.training_runs r cross join lateral trainer.requirements(r.configuration) as needs
-    where r.status in ('queued', 'running', 'canceling') and (needs.gpus > 0 or needs.gpu_memory_gb > 0)
+    where r.status in ('queued', 'running', 'canceling')
+      and (r.needs_gpus, r.needs_gpu_memory_gb) is distinct from (needs.gpus, needs.gpu_memory_gb)
   loop
     begin
       update public.training_runs set needs_gpus = run.gpus, needs_gpu_memory_gb = run.gpu_memory_gb where id = run.id;
@@ -153,7 +172,9 @@ begin
   perform pg_advisory_xact_lock(hashtextextended('trainer.limit_queued_runs ' || new.created_by, 0));
   if most <= (
     select count(*) from (
-      select from public.training_runs r where r.status = 'queued' and r.created_by = new.created_by limit most
+      select from public.training_runs r
+      where r.status = 'queued' and left(r.created_by, 500) = left(new.created_by, 500) and r.created_by = new.created_by
+      limit most
     ) as queued
   ) then
     raise exception using errcode = 'check_violation', schema = tg_table_schema, table = tg_table_name,
@@ -449,18 +470,18 @@ begin
   end loop;
 end $$;
 
--- Returns a run for a worker. A value beyond its limit is cut one character after the limit: the worker rejects the
--- run with the usual message, and does not read the rest.
+-- Returns a run for a worker. A value beyond its limit is cut one character after the limit, and a configuration is
+-- replaced by spaces: the worker rejects the run with the usual message, and does not read the value.
 create or replace function trainer.cut(run public.training_runs) returns public.training_runs
 language plpgsql stable set search_path = '' as $$
-declare
-  content text := run.configuration::text;
 begin
   run.run_name := left(run.run_name, 1001);
   run.base_model := left(run.base_model, 1001);
   run.data_yaml := left(run.data_yaml, 10001);
-  if length(content) > 65536 then
-    run.configuration := to_jsonb(left(content, 65537));
+  run.created_by := left(run.created_by, 1001);
+  run.run_group := left(run.run_group, 201);
+  if trainer.is_too_long(run.configuration) then
+    run.configuration := to_jsonb(repeat(' ', 65537));
   end if;
   return run;
 end $$;

@@ -63,6 +63,19 @@ def test_configuration_of_4_mb_is_rejected_for_users(supabase):
         )
 
 
+@pytest.mark.parametrize("number", ["1e131000", "1e-16000", "0e-16000"])
+def test_numbers_with_a_long_text_are_rejected_before_they_fill_the_memory(supabase, number):
+    """The text of this configuration would have up to 2.6 GB, more than a text can have."""
+    numbers = f"jsonb_build_object('a', (select jsonb_agg('{number}'::jsonb) from generate_series(1, 20000)))"
+    insert = (
+        f"insert into training_runs (run_name, created_by, configuration) values ('r', '{ADA['email']}', {numbers})"
+    )
+    began = time.monotonic()
+    with pytest.raises(SqlError, match=r"configuration: (a number is beyond|longer than 65536)"):
+        as_user(supabase, ADA, insert)
+    assert time.monotonic() - began < 5
+
+
 def test_old_rows_with_large_configurations_are_refused_unread_and_do_not_delay_other_runs(supabase_lab):
     large = [supabase_lab.insert(priority=9) for _ in range(6)]
     for run_id in large:
