@@ -492,19 +492,25 @@ language sql stable set search_path = '' as $$
   select now() + make_interval(secs => least(greatest(seconds, 0), 86400))
 $$;
 
--- Raises an exception if the key of the caller belongs to another worker. A key without a worker_id serves all workers.
+-- Returns the worker to which the key of the caller belongs. Null: the key serves all workers.
+create or replace function trainer.key_owner() returns text
+language sql stable set search_path = '' as $$
+  select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'worker_id'
+$$;
+
+-- Raises an exception if the key of the caller belongs to another worker.
 create or replace function trainer.require_own_name(worker_id text) returns void
 language plpgsql stable set search_path = '' as $$
 declare
-  own text := nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'worker_id';
+  own text := trainer.key_owner();
 begin
-  if own <> worker_id then
+  if own is not null and own is distinct from worker_id then
     raise exception using errcode = 'insufficient_privilege',
       message = format('worker_id = %s: this key belongs to the worker %s', left(worker_id, 200), own);
   end if;
 end $$;
 
--- Locks and returns the row if this claim holds the lease of the run. An expired lease becomes valid again if no other worker claimed the run.
+-- Locks and returns the row if this claim holds the lease of the run, and the key of the caller can use it. An expired lease becomes valid again if no other worker claimed the run.
 create or replace function trainer.held(run_id uuid, claim_id uuid) returns public.training_runs
 language plpgsql set search_path = '' as $$
 declare
@@ -513,6 +519,7 @@ begin
   select r.* into run from public.training_runs r
   where r.id = held.run_id and r.claim_id = held.claim_id
     and (r.status in ('running', 'canceling') or (r.status = 'queued' and r.lease_expires_at is not null))
+    and coalesce(r.worker_id = trainer.key_owner(), true)  -- an app can clear worker_id
   for update;
   if run.status = 'queued' then
     run.status := 'running';
@@ -605,7 +612,7 @@ begin
   perform pg_advisory_xact_lock(hashtextextended(claim_training_run.claim_id::text, 0));
   select r.* into run from public.training_runs r where r.claim_id = claim_training_run.claim_id for update;
   if found then
-    if run.status in ('running', 'canceling') then
+    if run.status in ('running', 'canceling') and coalesce(run.worker_id = trainer.key_owner(), true) then
       run.lease_expires_at := trainer.lease_end(lease_seconds);
       perform trainer.save(run);
       return next trainer.cut(run);

@@ -262,3 +262,34 @@ def test_key_with_a_worker_id_acts_only_for_this_worker(supabase, call):
     assert supabase.sql("select count(*) from trainer_workers") == "0"
     supabase.sql(f"select {call.replace('victim', 'w1')}", role="trainer_worker", claims=claims)
     assert supabase.sql("select worker_id from trainer_workers") == "w1"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "claim_training_run('w1', '{claim}', 60)",
+        "beat_training_run('{run}', '{claim}', 60)",
+        "finish_training_run('{run}', '{claim}', 'failed')",
+        "release_training_run('{run}', '{claim}')",
+    ],
+)
+def test_key_with_a_worker_id_cannot_use_the_claim_of_another_worker(supabase_lab, call):
+    lease = held_run(supabase_lab)
+    before = supabase_lab.rows()
+    call = call.format(run=lease.job.id, claim=lease.claim_id)
+    stolen = {"role": "trainer_worker", "worker_id": "w1"}
+    answer = supabase_lab.stack.sql(f"select * from {call}", role="trainer_worker", claims=stolen)
+    assert (answer, supabase_lab.rows()) == ("" if "claim_training_run" in call else "lost", before)
+    own = {**stolen, "worker_id": "victim"}
+    call = call.replace("'w1'", "'victim'")
+    assert supabase_lab.stack.sql(f"select * from {call}", role="trainer_worker", claims=own) not in ("", "lost")
+
+
+def test_key_with_a_worker_id_cannot_act_without_a_name(supabase):
+    supabase.sql("insert into training_runs (run_name) values ('r')")
+    with pytest.raises(SqlError, match="this key belongs to the worker w1"):
+        supabase.sql(
+            "select claim_training_run(null, gen_random_uuid(), 60)",
+            role="trainer_worker", claims={"role": "trainer_worker", "worker_id": "w1"},
+        )  # fmt: skip
+    assert queued(supabase) == 1
