@@ -21,16 +21,20 @@ drop function if exists trainer.requirements(jsonb);
 -- Returns whether the text of a configuration is too long. A number such as 1e131000 needs 12 bytes, and its text needs
 -- 131 kB. The text of many such numbers would fill the memory of the database, so they are counted first.
 create or replace function trainer.is_too_long(configuration jsonb) returns boolean
-language sql immutable parallel safe set search_path = '' as $$
-  select case
-    when pg_catalog.pg_column_size(configuration) > 300000 then true  -- at most 4 bytes for each character
-    when (
-      select count(*) from jsonb_path_query(configuration, '$.** ? (@.type() == "number")') as number
-      where abs(number::numeric) > 1.7e308 or scale(number::numeric) > 400
-    ) > 10 then true
-    else coalesce(length(configuration::text) > 65536, false)
-  end
-$$;
+language plpgsql immutable parallel safe set search_path = '' as $$
+begin
+  if configuration is null then
+    return false;
+  elsif pg_column_size(configuration) > 300000 then  -- at most 4 bytes for each character
+    return true;
+  elsif (
+    select count(*) filter (where abs(number::numeric) > 1.7e308) > 10 or sum(scale(number::numeric)) > 65536
+    from jsonb_path_query(configuration, '$.** ? (@.type() == "number")') as number
+  ) then
+    return true;
+  end if;
+  return length(configuration::text) > 65536;  -- a statement of its own, because PostgreSQL may reorder the parts of an `or`
+end $$;
 
 -- Returns the GPUs and the whole GB of memory per GPU that a configuration requires. A worker rejects a configuration
 -- beyond the limit without reading it, so it has no requirements.
