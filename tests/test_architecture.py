@@ -58,7 +58,6 @@ INSIDE = {
             "images",
             "samples",
             "source",
-            "untrusted",
             "view",
         },
         "confined": {"decoder", "inspection", "source"},

@@ -21,6 +21,7 @@ from trainer.core.model import ModelObject
 from trainer.core.ports import Worker
 from trainer.core.run_folder import OutputFolder
 from trainer.core.stop import StopSignal
+from trainer.core.stored_pixels import ImageVersion, trailer
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
 from trainer.jobs.sqlite import SqliteQueue
@@ -233,22 +234,26 @@ def test_object_in_local_store_survives_power_cut(power_cut, tmp_path):
 def test_cached_pixels_survive_power_cut(power_cut):
     """A training compares only three of the cached files with their images, so all of them must be intact."""
     disk = power_cut("data")
-    images = {f"images/train/{number}.jpg": f"identity {number}" for number in range(5)}
+    images = {f"images/train/{number}.jpg": f"1.{number}.3.4.5" for number in range(5)}
     one, two = disk.place / "one", disk.place / "two"
     before = PixelCache(ContentCache(disk.place / ".cache", max_bytes=1 << 30, reserve=0))
-    before.link(one, 16, images)
+    before.link(one, 16, images.items(), None)
+    content = {
+        place: place.encode() * 100 + trailer((16, 16), ImageVersion(number, 3, 4))
+        for number, place in enumerate(images)
+    }
     for place in images:
         path = one / "pixels/16-3-fit" / f"{place}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(place.encode() * 1000)
+        path.write_bytes(content[place])
     assert before.take_over(one) == 5
 
     disk.fail()
     disk.restore()
 
-    PixelCache(ContentCache(disk.place / ".cache", max_bytes=1 << 30, reserve=0)).link(two, 16, images)
+    PixelCache(ContentCache(disk.place / ".cache", max_bytes=1 << 30, reserve=0)).link(two, 16, images.items(), None)
     for place in images:
-        assert (two / "pixels/16-3-fit" / f"{place}.npy").read_bytes() == place.encode() * 1000
+        assert (disk.place / "pixels/16-3-fit" / f"{place}.npy").read_bytes() == content[place]
 
 
 @pytest.mark.training

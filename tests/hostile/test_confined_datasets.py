@@ -154,6 +154,12 @@ LIES = {
     "unknown split": [{"result": {**RESULT, "images": {"../x": 1}}}],
     "long name": [{"result": {**RESULT, "names": ["x" * 10**5]}}],
     "path as fingerprint": [{"result": {**RESULT, "fingerprint": "../" * 10}}],
+    "path of 64 characters as fingerprint": [{"result": {**RESULT, "fingerprint": "../" * 21 + "x"}}],
+    "nested summary": [
+        json.dumps({"result": {**RESULT, "summary": "X"}}).replace('"X"', '{"a":' * 500 + "1" + "}" * 500) + "\n"
+    ],
+    "thousands of findings": [{"result": {**RESULT, "findings": [FINDING] * 2000}}],
+    "missing protections twice": [{"missing": ["x"]}, {"missing": ["x"]}],
     "NaN in the summary": ['{"result": ' + json.dumps({**RESULT, "summary": {"a": float("nan")}}) + "}\n"],
     "huge summary": [{"result": {**RESULT, "summary": {"a": "x" * (2 << 20)}}}],
     "unknown finding": [{"result": {**RESULT, "findings": [{**FINDING, "code": "x"}]}}],
@@ -169,6 +175,12 @@ LIES = {
 def test_invalid_answer_is_a_clear_failure_of_the_attempt(data, lying, case):
     with pytest.raises(MachineFailed, match=r"invalid answer|without a result"):
         prepare(data, lying(*LIES[case]))
+
+
+def test_texts_of_dataset_process_can_be_stored_in_the_database(data, lying):
+    with pytest.raises(DatasetError) as caught:
+        prepare(data, lying({"error": "DatasetError", "problems": ["a\0\ud800"]}))
+    assert str(caught.value) == "a\ufffd\ufffd"
 
 
 def test_dataset_process_cannot_take_the_host_out_of_service(data, lying):
@@ -217,6 +229,16 @@ PLANTED = {
     "list of images without an end": EMPTY_YAML
     + "os.truncate(os.open(job['made'] + '/scaled-down.jsonl', 66, 420), 1 << 40)",
 }
+
+
+@pytest.mark.parametrize(
+    "place", ["images/../../x", "images/train/a/b.jpg", "images/train/" + "a" * 300, "labels/a.txt"]
+)
+def test_unsafe_place_of_a_scaled_image_is_an_invalid_answer(data, lying, tmp_path, place):
+    plant = f"open(job['made'] + '/scaled-down.jsonl', 'w').write(json.dumps([{place!r}, '/etc/passwd', False]))"
+    pixels = PixelCache(ContentCache(tmp_path / "cache", max_bytes=1 << 30, reserve=0))
+    with pytest.raises(MachineFailed, match="invalid answer"):
+        prepare(data, lying({"result": RESULT}, before=EMPTY_YAML + plant), pixels=pixels)
 
 
 @pytest.mark.parametrize("case", PLANTED)

@@ -6,13 +6,20 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.hostile.damaged_dataset import jpeg
 from tests.process.sandbox_host import PROJECT, needs_landlock
+from trainer.core.dataset import ObjectRef
+from trainer.core.ports import ObjectInfo
+from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.cache.pixels import PixelCache
+from trainer.datasets.source.manifest import take_manifest
 
 PROGRAM = Path(__file__).parent / "programs/prepares_dataset.py"
 DAEMON_MIB = 150  # the limit for the memory of the service
@@ -49,6 +56,41 @@ def test_archive_whose_annotations_expand_too_much_is_rejected(tmp_path):
 
     assert "expands to more than 100 times its size" in done["outcome"]
     assert done["peak"] < DAEMON_MIB << 10
+
+
+def test_images_with_kept_pixels_do_not_fill_the_memory_of_the_service(tmp_path):
+    """A service remembers up to 300,000 images during a training, with long names."""
+    pairs = ((f"images/train/{number:08}{'x' * 140}.jpg", f"1.2.3.{number}.5") for number in range(50_000))
+    pixels = PixelCache(ContentCache(tmp_path / "cache", max_bytes=1 << 30, reserve=0))
+    tracemalloc.start()
+    try:
+        pixels.link(tmp_path / "run/view", 640, pairs, None)
+        assert pixels.take_over(tmp_path / "run/view") == 0
+        assert tracemalloc.get_traced_memory()[1] < 5 << 20
+    finally:
+        tracemalloc.stop()
+
+
+class FullBucket:
+    """A store with 50,000 objects in one folder."""
+
+    def list(self, folder):
+        for number in range(50_000):
+            ref = replace(folder, store="full", key=f"{folder.key}/images/train/{number:08}.jpg")
+            yield ObjectInfo(ref=ref, bytes=1000 + number, etag=f"{number:032x}")
+
+
+def test_listing_of_a_large_bucket_does_not_fill_the_memory_of_the_service():
+    folder = ObjectRef(bucket="datasets", key="set")
+    tracemalloc.start()
+    try:
+        manifest = take_manifest(FullBucket(), folder, lambda _: None)
+        assert manifest.digest == take_manifest(FullBucket(), folder, lambda _: None).digest
+        assert len(manifest.rows) == 50_000
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert next(manifest.objects)[1].ref.key == "set/images/train/00000000.jpg"
 
 
 @needs_landlock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +21,15 @@ from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.samples import SPLITS
 from trainer.datasets.source.lines import read_lines
 from trainer.datasets.source.reference import Roots
-from trainer.datasets.untrusted import Limits, safe_name
 
 if TYPE_CHECKING:
     from trainer.datasets.checks.check import Checked
 
 FACTS, SCALED_DOWN, SHEET = "facts", "scaled-down.jsonl", "sheet.png"  # names in `made`
 LARGEST_SUMMARY = 1 << 20  # characters
+MOST_FINDINGS = 1000  # each code is one finding, or one for each archive of a merged dataset
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
+_PLACE = re.compile(rf"images/({'|'.join(SPLITS)})/[^/\x00-\x1f]{{1,255}}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +50,12 @@ class Inspected:
             raise ValueError("too many or too long names of classes")
         if not set(self.images) <= set(SPLITS) or any(not 0 <= count < 1 << 31 for count in self.images.values()):
             raise ValueError("impossible numbers of images")
-        if len(self.fingerprint) != 64 or not 0 <= self.drawn < 1000:
+        if not _FINGERPRINT.fullmatch(self.fingerprint) or not 0 <= self.drawn < 1000:
             raise ValueError("impossible fingerprint or number of samples")
         if len(json.dumps(self.summary, allow_nan=False)) > LARGEST_SUMMARY:
             raise ValueError("the summary is too large")
+        if len(self.findings) > MOST_FINDINGS:
+            raise ValueError("too many findings")
 
     @property
     def report(self) -> tuple[Finding, ...]:
@@ -133,11 +138,12 @@ class Inspect:
 def read_scaled_down(made: Path) -> Iterator[tuple[str, str, bool]]:
     """Yield the place in the view, the path and the ownership of each image in SCALED_DOWN.
 
-    Raises ValueError, TypeError or `DatasetError` for content that the job does not write.
+    Raises ValueError or TypeError for content that the job does not write.
     """
     for place, image, is_owned in read_lines(made / SCALED_DOWN):
-        if place.startswith("images/") and place == safe_name(place, Limits(), SCALED_DOWN):
-            yield place, str(image), bool(is_owned)
+        if not _PLACE.fullmatch(place):
+            raise ValueError(f"{SCALED_DOWN} contains an unsafe place")
+        yield place, str(image), bool(is_owned)
 
 
 def _draw(checked: Checked, path: Path) -> int:

@@ -36,6 +36,7 @@ from trainer.disk.removal import remove_tree
 LARGEST_SHEET = 64 << 20  # bytes
 MOST_PIXELS = 300_000  # images; the decoded pixels of further images are not kept
 NO_DATASETS = tuple(map(Path, ("/proc", "/sys", "/dev", "/run", "/etc")))
+BUT_DATASETS = tuple(map(Path, ("/dev/shm", "/run/media")))  # noqa: S108 - memory and removable disks
 OnEvent = Callable[[Event], None]
 
 
@@ -191,10 +192,20 @@ class FetchedDatasets:
 
     def _readable(self, sources: Sequence[Source]) -> tuple[str, ...]:
         """Return the folders that the checks may read: a YAML in a folder of the user can name every root."""
-        shared = () if all(source.is_private for source in sources) else (self.roots.dataset_root, *self.roots.extra)
-        closed = [path.resolve() for path in (*self.roots.private, *NO_DATASETS)]
-        open_parts = (part for root in shared for part in without(root.resolve(), closed))
-        return (*(source.root for source in sources if source.is_private), *map(str, open_parts))
+        private = [path.resolve() for path in self.roots.private]
+        own = [Path(source.root) for source in sources if not source.is_private]
+        shared = [root.resolve() for root in (self.roots.dataset_root, *self.roots.extra)] if own else []
+        # a local run can name any folder of the host
+        named = (
+            path
+            for path in dict.fromkeys((*own, *BUT_DATASETS))
+            if any(path.is_relative_to(folder) for folder in NO_DATASETS) and any(map(path.is_relative_to, shared))
+        )
+        open_parts = (
+            *(part for root in shared for part in without(root, [*private, *NO_DATASETS])),
+            *(part for path in named for part in without(path, private)),
+        )
+        return (*(source.root for source in sources if source.is_private), *map(str, dict.fromkeys(open_parts)))
 
 
 def without(folder: Path, closed: Sequence[Path]) -> Iterator[Path]:
@@ -209,11 +220,11 @@ def without(folder: Path, closed: Sequence[Path]) -> Iterator[Path]:
                     yield from without(child, inside)
 
 
-def _identities(made: Path) -> dict[str, str]:
-    """Return the identities of the images that the training scales down, by place."""
-    images = islice(read_scaled_down(made), MOST_PIXELS)
-    found = ((place, identity(image, is_owned=is_owned)) for place, image, is_owned in images)
-    return {place: key for place, key in found if key}
+def _identities(made: Path) -> Iterator[tuple[str, str]]:
+    """Yield the place and the identity of each image that the training scales down."""
+    for place, image, is_owned in islice(read_scaled_down(made), MOST_PIXELS):
+        if key := identity(image, is_owned=is_owned):
+            yield place, key
 
 
 def _copy_sheet(drawn: Path, sheet: Path) -> None:

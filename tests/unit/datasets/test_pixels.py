@@ -192,13 +192,13 @@ def test_pixels_are_not_used_for_other_owner(host):
 def test_place_outside_of_view_is_ignored(tmp_path, place):
     """A decoder that a hostile image took over could return such a place."""
     pixels = PixelCache(ContentCache(tmp_path / "cache", max_bytes=10**9, reserve=0))
-    pixels.link(tmp_path / "run/view", 16, {"images/a.jpg": "1.2.3.4.5"}, None)
+    pixels.link(tmp_path / "run/view", 16, [("images/a.jpg", "1.2.3.4.5")], None)
     kept = tmp_path / f"run/view/pixels/{RECIPE}/images/a.jpg.npy"
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"pixels" + trailer((32, 32), ImageVersion(2, 3, 4)))
     assert pixels.take_over(tmp_path / "run/view") == 1
 
-    pixels.link(tmp_path / "run2/view", 16, {place: "1.2.3.4.5", "images/b.jpg": "1.2.3.4.5"}, None)
+    pixels.link(tmp_path / "run2/view", 16, [(place, "1.2.3.4.5"), ("images/b.jpg", "1.2.3.4.5")], None)
     found = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.npy")]
     assert found == [Path(f"run2/pixels/{RECIPE}/images/b.jpg.npy")]
 
@@ -223,7 +223,7 @@ def test_derived_files_are_evicted_before_objects_and_never_evict_objects(tmp_pa
         for name in names:
             files[name] = tmp_path / name
             files[name].write_bytes(b"s" * 30)
-        return cache.put_derived(files)
+        return cache.put_derived(files.items())
 
     def is_linked(name: str) -> bool:
         (tmp_path / f"linked-{name}").unlink(missing_ok=True)

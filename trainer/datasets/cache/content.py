@@ -15,23 +15,24 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import heapq
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from trainer.core.errors import HostUnfit
-from trainer.datasets.cache.disk import entries, on_this_disk, status
-from trainer.datasets.cache.in_use import UseMarks
+from trainer.datasets.cache.disk import TREE_SIZE, entries, on_this_disk, status, tree_size
+from trainer.datasets.cache.in_use import UseMarks, short
 from trainer.datasets.cache.incoming import FileBatch, Incoming, name_of
 from trainer.disk import durable
 
-TREE_SIZE = ".size"  # a file in each tree; it contains the size of the tree in bytes
 OBJECTS, DERIVED, TREES = "objects", "derived", "trees"
+AT_ONCE = 10_000  # entries in memory while others are evicted
 Put: TypeAlias = Callable[[str, Path], object]  # its arguments are the identity and a complete file
 
 
@@ -118,20 +119,21 @@ class ContentCache:
         self._touch(derived, _entry_time(name))
         return True
 
-    def put_derived(self, files: Mapping[str, Path]) -> int:
+    def put_derived(self, files: Iterable[tuple[str, Path]]) -> int:
         """Move complete, synced derived files into the cache while there is room. Return the number of moved files.
+
+        `files` are pairs of an identity and a file.
 
         To make room, the least recently used derived files are evicted, but no other entries.
         """
         kept = 0
         with self._locked():
-            present = list(self._entries())
-            evictable = sorted((entry for entry in present if entry.is_derived), key=lambda entry: entry.used_ns)
-            room = self._max_bytes - sum(entry.bytes for entry in present)
-            for identity, file in files.items():
+            room = self._max_bytes - sum(entry.bytes for entry in self._entries())
+            now = time.time_ns()
+            evictable = self._oldest(lambda entry: entry.is_derived and entry.used_ns < now)
+            for identity, file in files:
                 size = file.stat().st_size
-                while room < size and evictable:
-                    oldest = evictable.pop(0)
+                while room < size and (oldest := next(evictable, None)):
                     self._incoming.remove(oldest.path)
                     room += oldest.bytes
                 if room < size or shutil.disk_usage(self.root).free < self._reserve:
@@ -224,17 +226,22 @@ class ContentCache:
 
     def _evict(self, needed: int) -> None:
         in_use = self._in_use.names()
-        present = list(self._entries())
-        excess = sum(entry.bytes for entry in present) + needed - self._max_bytes
+        excess = sum(entry.bytes for entry in self._entries()) + needed - self._max_bytes
         excess = max(excess, needed + self._reserve - shutil.disk_usage(self.root).free)
-        for entry in sorted(present, key=lambda e: (not e.is_derived, e.used_ns)):
-            if excess <= 0:
-                break
-            if entry.path.name in in_use or entry.is_linked:
-                continue
+        evictable = self._oldest(lambda entry: not entry.is_linked and short(entry.path.name) not in in_use)
+        while excess > 0 and (entry := next(evictable, None)):
             self._incoming.remove(entry.path)
             excess -= entry.bytes
         self._incoming.sweep()
+
+    def _oldest(self, is_evictable: Callable[[_Entry], bool]) -> Iterator[_Entry]:
+        """Yield the derived entries, then the others, the least recently used first. The caller removes each entry."""
+        while True:
+            found = filter(is_evictable, self._entries())
+            oldest = heapq.nsmallest(AT_ONCE, found, key=lambda entry: (not entry.is_derived, entry.used_ns))
+            yield from oldest
+            if len(oldest) < AT_ONCE:
+                return
 
     def _entries(self) -> Iterator[_Entry]:
         shards = [(kind, shard.path) for kind in (OBJECTS, DERIVED) for shard in entries(self.root / kind)]
@@ -244,7 +251,7 @@ class ContentCache:
                 if found is not None:
                     # a file with a second hard link is in a view: its removal from the cache would free no space
                     is_linked = kind != TREES and found.st_nlink > 1
-                    size = _tree_size(path) if kind == TREES else found.st_size
+                    size = tree_size(path) if kind == TREES else found.st_size
                     yield _Entry(path, size, found.st_atime_ns, is_linked, kind == DERIVED)
 
     def _tree(self, identity: str) -> Path:
@@ -274,14 +281,6 @@ class ContentCache:
             os.utime(path, (time.time(), modified))
         except PermissionError:  # the file belongs to another user: it can be read, but its access time cannot be set
             return
-
-
-def _tree_size(tree: Path) -> int:
-    """Return the recorded size of a tree in bytes. If the record is damaged, calculate the size."""
-    try:
-        return int((tree / TREE_SIZE).read_text())
-    except (OSError, ValueError):
-        return sum(path.lstat().st_size for path in tree.rglob("*"))
 
 
 def _entry_time(name: str) -> float:

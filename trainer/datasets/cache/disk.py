@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from trainer.core.errors import BROKEN_DISK, disk_failed
 
 # another process removed the file, or another user owns it
 NOT_OURS = (FileNotFoundError, NotADirectoryError, PermissionError)
+TREE_SIZE = ".size"  # a file in each tree; it contains the size of the tree in bytes
 MACHINE_ERRNOS = BROKEN_DISK | {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 
 
@@ -42,3 +44,15 @@ def status(entry: os.DirEntry[str]) -> os.stat_result | None:
         return entry.stat(follow_symlinks=False)
     except NOT_OURS:
         return None
+
+
+def tree_size(tree: Path) -> int:
+    """Return the recorded size of a tree in bytes. If the record is damaged, calculate the size."""
+    try:
+        return int((tree / TREE_SIZE).read_text())
+    except (OSError, ValueError):
+        before = tree.stat()
+        size = sum(path.lstat().st_size for path in tree.rglob("*"))
+        with contextlib.suppress(PermissionError):
+            os.utime(tree, ns=(before.st_atime_ns, before.st_mtime_ns))  # reading the tree is no use of it
+        return size

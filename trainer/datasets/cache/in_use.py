@@ -23,12 +23,13 @@ class UseMarks:
 
     def add(self, user: Path, names: Iterable[str]) -> None:
         """Mark the entries as in use until the folder `user` is removed."""
-        lines = [os.path.relpath(user.resolve(), self._root.resolve()), *sorted(set(names))]
-        (self.folder / uuid.uuid4().hex).write_text("\n".join(lines))
+        with (self.folder / uuid.uuid4().hex).open("w") as mark:
+            mark.write(os.path.relpath(user.resolve(), self._root.resolve()))
+            mark.writelines(f"\n{name}" for name in names)
 
-    def names(self) -> set[str]:
-        """Return the names of all entries in use. Remove the use marks of removed folders."""
-        names: set[str] = set()
+    def names(self) -> set[bytes]:
+        """Return the names of all entries in use, short (see `short`). Remove the use marks of removed folders."""
+        names: set[bytes] = set()
         root = self._root.resolve()  # folders are stored as relative paths, which are valid under any mount point
         for mark in entries(self.folder):
             if not mark.is_file(follow_symlinks=False):
@@ -36,9 +37,15 @@ class UseMarks:
             with contextlib.suppress(*NOT_OURS):  # this service did not create the mark, or cannot remove it
                 # A power cut can leave a mark empty or full of zeros. The power cut also ended the run that used
                 # the mark, so the mark can be removed.
-                user, *marked = Path(mark.path).read_text(errors="replace").split("\n")
-                if user and os.path.isdir(root / user):  # noqa: PTH112 - never raises
-                    names.update(marked)
-                else:
-                    Path(mark.path).unlink(missing_ok=True)
+                with Path(mark.path).open(errors="replace") as lines:
+                    user = next(lines, "").rstrip("\n")
+                    if user and os.path.isdir(root / user):  # noqa: PTH112 - never raises
+                        names.update(short(line.rstrip("\n")) for line in lines)
+                        continue
+                Path(mark.path).unlink(missing_ok=True)
         return names
+
+
+def short(name: str) -> bytes:
+    """Return a part of the name of an entry that identifies it: there can be a million names in memory."""
+    return name[:16].encode()

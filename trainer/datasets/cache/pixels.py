@@ -14,12 +14,14 @@ import contextlib
 import importlib.metadata
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby, islice
 from pathlib import Path
 
 from trainer.core.errors import MachineFailed
+from trainer.core.packed import Packed
 from trainer.core.stored_pixels import (
     CHANNELS,
     FOLDER,
@@ -41,19 +43,26 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class _Images:
-    """The images of a view whose pixels are kept: their identities by place."""
+    """The images of a view whose pixels are kept."""
 
     owner: str | None
     imgsz: int
-    identities: Mapping[str, str]
+    identities: Packed[tuple[str, str]]  # place in the view, identity of the file
+
+    @property
+    def pixels(self) -> Iterator[tuple[str, str, str]]:
+        """Yield the recipe, the place and the identity of the image for each file with pixels."""
+        for name in self.recipes:
+            for place, identity in self.identities:
+                yield name, place, identity
 
     @property
     def recipes(self) -> list[str]:
         return [recipe(self.imgsz, CHANNELS, way) for way in RECIPES]
 
-    def identity(self, place: str, recipe: str) -> str:
-        """Return the identity of the pixels in the cache."""
-        return f"pixels\n{self.owner!r}\n{_makers()}\n{recipe}\n{self.identities[place]}"
+    def identity(self, image: str, recipe: str) -> str:
+        """Return the identity of the pixels in the cache. `image` is the identity of the image."""
+        return f"pixels\n{self.owner!r}\n{_makers()}\n{recipe}\n{image}"
 
 
 class PixelCache:
@@ -66,21 +75,20 @@ class PixelCache:
         self._cache = cache
         self._images: dict[Path, _Images] = {}
 
-    def link(self, view: Path, imgsz: int, identities: Mapping[str, str], owner: str | None) -> None:
-        """Link the owner's cached pixels beside a view. `identities` maps places in the view to identities of files."""
-        safe = {place: key for place, key in identities.items() if _is_inside(place)}
+    def link(self, view: Path, imgsz: int, identities: Iterable[tuple[str, str]], owner: str | None) -> None:
+        """Link the owner's cached pixels beside a view. `identities` are places in the view and identities of files."""
+        safe = Packed((place, key) for place, key in identities if _is_inside(place))
         images = self._images[view] = _Images(owner, imgsz, safe)
-        places = list(safe)
         for name in images.recipes:
             # look up some images first; if none of them has cached pixels, skip all others
-            some = places[:: max(1, len(places) // PROBES)]
-            if any(self._link(view, images, name, place) for place in some):
-                for place in places:
-                    self._link(view, images, name, place)
+            some = islice(safe, 0, None, max(1, len(safe) // PROBES))
+            if any(self._link(view, images, name, *pair) for pair in some):
+                for pair in safe:
+                    self._link(view, images, name, *pair)
 
-    def _link(self, view: Path, images: _Images, recipe: str, place: str) -> bool:
+    def _link(self, view: Path, images: _Images, recipe: str, place: str, image: str) -> bool:
         target = view.parent / FOLDER / recipe / f"{place}.npy"
-        return self._cache.link_derived(images.identity(place, recipe), target)
+        return self._cache.link_derived(images.identity(image, recipe), target)
 
     def take_over(self, view: Path) -> int:
         """Move new pixels of a view into the cache while there is room. Return the number of moved files.
@@ -94,33 +102,34 @@ class PixelCache:
         try:
             with self._cache.temporary() as staging:
                 staging.mkdir()
-                found = dict(_moved(view, images, staging))
-                if not found:
+                if not _move_all(view, images, staging):
                     return 0
                 # a power cut can damage files that are not synced, and a later training checks only some of them
                 sync_below(staging)
-                return self._cache.put_derived(found)
+                return self._cache.put_derived(_moved(images, staging))
         except (MachineFailed, OSError):  # the next run will be slower, but this run must not fail
             return 0
 
 
-def _moved(view: Path, images: _Images, staging: Path) -> Iterator[tuple[str, Path]]:
-    """Move the pixels of the images into the folder `staging`. Yield the identity and the new path of each file."""
-    by_folder: dict[str, list[str]] = {}
-    for place in images.identities:
-        by_folder.setdefault(place.rpartition("/")[0], []).append(place)
-    number = 0
-    for name in images.recipes:
-        for folder, places in by_folder.items():
-            with contextlib.suppress(OSError), _opened(view, f"{FOLDER}/{name}/{folder}") as descriptor:
-                for place in places:
-                    target = staging / str(number)
-                    if _move(descriptor, place, images, target):
-                        yield images.identity(place, name), target
-                        number += 1
+def _move_all(view: Path, images: _Images, staging: Path) -> int:
+    """Move the pixels of the images into the folder `staging`, with their numbers as names. Return the number of files."""
+    moved = 0
+    numbered = enumerate(images.pixels)
+    for (name, folder), members in groupby(numbered, lambda each: (each[1][0], each[1][1].rpartition("/")[0])):
+        with contextlib.suppress(OSError), _opened(view, f"{FOLDER}/{name}/{folder}") as descriptor:
+            for number, (_, place, identity) in members:
+                moved += _move(descriptor, place, identity, images.imgsz, staging / str(number))
+    return moved
 
 
-def _move(folder: int, place: str, images: _Images, target: Path) -> bool:
+def _moved(images: _Images, staging: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the identity and the path of each file that was moved."""
+    for number, (name, _, identity) in enumerate(images.pixels):
+        if os.path.lexists(f"{staging}/{number}"):
+            yield images.identity(identity, name), staging / str(number)
+
+
+def _move(folder: int, place: str, image: str, imgsz: int, target: Path) -> bool:
     """Move a file with the pixels of an image out of an open folder. Return whether the file was moved."""
     name = f"{place.rpartition('/')[2]}.npy"
     try:
@@ -129,11 +138,11 @@ def _move(folder: int, place: str, images: _Images, target: Path) -> bool:
         return False
     try:
         found = os.fstat(descriptor)
-        is_expected = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size <= most_bytes(images.imgsz)
+        is_expected = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size <= most_bytes(imgsz)
         if not is_expected or found.st_size <= TRAILER_BYTES:
             return False
         end = os.pread(descriptor, TRAILER_BYTES, found.st_size - TRAILER_BYTES)
-        if size_in(end, _version(images.identities[place])) is None:
+        if size_in(end, _version(image)) is None:
             return False
         os.rename(name, target, src_dir_fd=folder)
         return os.path.samestat(found, os.lstat(target))

@@ -149,7 +149,7 @@ class _Process:
 
     def result(self, stop: StopSignal, room: Room) -> Any:
         """Wait for the result of the job. Raises the error of the job."""
-        is_room_made = False
+        is_room_made = is_reported = False
         while True:
             message = self._next_message(stop, room)
             if "result" in message:
@@ -162,7 +162,8 @@ class _Process:
                 if not isinstance(error, DatasetError):
                     log.warning("process that reads a dataset failed", error=str(error), output=self._output())
                 raise error
-            if "missing" in message:
+            if "missing" in message and not is_reported:
+                is_reported = True
                 log.warning("sandbox for datasets not available", missing=printable(str(message["missing"])))
             elif isinstance(size := message.get("make_room"), int) and size >= 0 and not is_room_made:
                 is_room_made = True
@@ -180,7 +181,7 @@ class _Process:
             pipe.close()
 
     def _next_message(self, stop: StopSignal, room: Room) -> dict[str, Any]:
-        with selectors.DefaultSelector() as ready:
+        with selectors.PollSelector() as ready:  # needs no descriptor, which the service may have no more
             for pipe in (self._stdout, self._stderr):
                 ready.register(pipe, selectors.EVENT_READ)
             while b"\n" not in self._received:

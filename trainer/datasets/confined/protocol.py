@@ -3,7 +3,7 @@
     service → process     {"job": NAME, "arguments": {…}, "sandbox": "required"|"auto"|"0"}    only as the first line
                           {"continue": true}                         the answer to `make_room`
     process → service     {"make_room": BYTES}                       before BYTES bytes are written; at most once
-                          {"missing": ["…"]}                         the protections that this host does not have
+                          {"missing": ["…"]}                         the protections that this host does not have; once
                           {"result": {…}}                            the last message of a job that is done
                           {"error": KIND, "problems": ["…"]}         the last message of a job that failed
 
@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainer.core.errors import BadRequest, DatasetError, HostUnfit, MachineFailed, TrainerError
+from trainer.core.job import Json
+from trainer.core.json_text import is_too_deep, storable
 
 LONGEST = 16 << 20  # bytes of a message; the names of 20,000 classes have at most 16 MB
 # commas and brackets of a message: they limit the number of its values, and so the memory of the parsed message
@@ -36,7 +38,7 @@ def encoded(message: Mapping[str, Any]) -> bytes:
 
 
 def decoded(line: bytes) -> dict[str, Any]:
-    """Return the message of one line. Raises ValueError."""
+    """Return the message of one line, whose texts can be stored in the database. Raises ValueError."""
     values = sum(line.count(sign) for sign in (b",", b"[", b"{"))
     if len(line) > LONGEST or values > MOST_VALUES:
         raise ValueError(f"a message of {len(line):,} bytes with {values:,} values is too large")
@@ -46,14 +48,17 @@ def decoded(line: bytes) -> dict[str, Any]:
         raise ValueError("a message is nested too deeply") from None
     if not isinstance(message, dict):
         raise ValueError("a message is not an object")  # noqa: TRY004 - the caller expects ValueError
-    return message
+    if is_too_deep(message):
+        raise ValueError("a message is nested too deeply")
+    return {storable(key): _storable(value) for key, value in message.items()}
 
 
 def error_message(error: TrainerError) -> dict[str, Any]:
     """Return the message about an error of a job."""
     kind = next((name for name, known in _KINDS.items() if isinstance(error, known)), MachineFailed.__name__)
     kind = type(error).__name__ if type(error).__name__ in _KINDS else kind
-    return {"error": kind, "problems": list(error.problems if isinstance(error, BadRequest) else [str(error)])}
+    problems = error.problems if isinstance(error, BadRequest) else [str(error)]
+    return {"error": kind, "problems": [text[:_LONGEST_PROBLEM] for text in problems[:_MOST_PROBLEMS]]}
 
 
 def not_confined(error: OSError) -> dict[str, Any]:
@@ -82,6 +87,14 @@ def error_of(message: Mapping[str, Any], memory: int) -> TrainerError:
     if kind not in _KINDS:
         raise ValueError("an unknown kind of error")
     return _KINDS[kind](problems) if kind == DatasetError.__name__ else _KINDS[kind]("\n".join(problems))
+
+
+def _storable(value: Json) -> Json:
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    return {storable(key): _storable(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _refuse(constant: str) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef
 from trainer.core.errors import DatasetError, Misconfigured, ObjectMissing, Unavailable
+from trainer.core.packed import Packed
 from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.stop import StopSignal
 from trainer.core.text import shown
@@ -121,12 +122,15 @@ class Fetcher:
             archive = functools.partial(self._stored_archive, found, transfer)
             return self._trees.extracted(identity_of(found), transfer, archive, found.ref.key)
         manifest = self._synced(found, transfer)
-        files = {relpath: self._cached(info) for relpath, info in manifest.objects.items()}
+        files = ((path, self._cached(info)) for path, info in manifest.objects)
         if manifest.entry is not None and suffix(manifest.entry) in NDJSON:
-            return self._exported(files[manifest.entry], manifest.entry, transfer)
+            return self._exported(next(files)[1], manifest.entry, transfer)
         with on_this_disk(transfer.staging):
-            link_tree(files.items(), transfer.staging)
+            link_tree(files, transfer.staging)
         return Fetched(root=transfer.staging, entry=Path(manifest.entry) if manifest.entry else None, is_private=True)
+
+    def _is_cached(self, info: ObjectInfo) -> bool:
+        return self.cache.get(identity_of(info), info.bytes) is not None
 
     def _cached(self, info: ObjectInfo) -> Path:
         path = self.cache.get(identity_of(info), info.bytes)
@@ -141,7 +145,7 @@ class Fetcher:
         """
 
         def download(info: ObjectInfo) -> Path:
-            if self.cache.get(identity_of(info), info.bytes) is None:
+            if not self._is_cached(info):
                 self._download_one(info, Meter(lambda _: None, total_files=1), self.cache.put, transfer.stop)
             return self._cached(info)
 
@@ -159,27 +163,28 @@ class Fetcher:
                 again = listed_again() if self._download(manifest, transfer) else manifest
             except (ObjectMissing, Unavailable):
                 again = listed_again()
-                if again.objects == manifest.objects:
+                if again.digest == manifest.digest:
                     raise
-            if again.objects == manifest.objects:
+            if again.digest == manifest.digest:
                 return manifest
-            changed, manifest = difference(manifest.objects, again.objects), again
+            changed, manifest = difference(manifest, again), again
         raise DatasetError(
-            f"The dataset {shown(f'{manifest.bucket}/{manifest.folder}')} changed during each of {MAX_SYNCS} downloads "
+            f"The dataset {shown(manifest.place)} changed during each of {MAX_SYNCS} downloads "
             f"(last change: {shown(changed)}). Requeue the run when the upload is finished.",
         )
 
     def _download(self, manifest: Manifest, transfer: Transfer) -> bool:
         """Download the objects that are not in the cache. Return False if all objects were already cached."""
-        self.cache.mark_in_use(transfer.staging, map(identity_of, manifest.objects.values()))
-        missing = [i for i in manifest.objects.values() if self.cache.get(identity_of(i), i.bytes) is None]
+        self.cache.mark_in_use(transfer.staging, (identity_of(info) for _, info in manifest.objects))
+        missing = Packed(row for row in manifest.rows if not self._is_cached(manifest.info(row)))
         if not missing:
             return False
-        total = sum(info.bytes for info in missing)
+        total = sum(size for _, _, size in missing)
         self.cache.make_room(total)
         meter = Meter(transfer.on_event, total_files=len(missing), total_bytes=total)
         with self.cache.batch() as batch:
-            downloads = [functools.partial(self._download_one, info, meter, batch.put) for info in missing]
+            infos = map(manifest.info, missing)
+            downloads = (functools.partial(self._download_one, info, meter, batch.put) for info in infos)
             in_parallel(downloads, self.concurrency, transfer.stop)
         return True
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import zip_longest
 from pathlib import PurePosixPath
+from typing import TypeAlias
 
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import DatasetError, ObjectMissing
+from trainer.core.packed import Packed
 from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.text import shown
 from trainer.datasets.data_yaml import MAX_YAML_BYTES
@@ -21,16 +26,40 @@ ANNOTATION_SUFFIXES = frozenset({"json"})
 SUFFIXES = frozenset({*IMAGE_SUFFIXES, *ANNOTATION_SUFFIXES, "yaml", "yml", "txt"})
 SKIPPED_FOLDERS = frozenset({"thumbnails", "__MACOSX"})
 MAX_OBJECTS = 5_000_000
+StoredRow: TypeAlias = tuple[str, str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The objects of a dataset by their path relative to its folder. `entry` is the file of the reference, or None."""
+    """The objects of a dataset. `entry` is the path of the file of the reference, or None.
 
-    bucket: str
-    folder: str
+    Paths are relative to the folder `root`. `rows` has the path, the ETag and the size of each object.
+    """
+
+    root: ObjectRef
     entry: str | None
-    objects: Mapping[str, ObjectInfo]
+    rows: Packed[StoredRow]
+
+    @property
+    def place(self) -> str:
+        """The bucket and the folder, for messages."""
+        return f"{self.root.bucket}/{self.root.key}"
+
+    @property
+    def objects(self) -> Iterator[tuple[str, ObjectInfo]]:
+        """Yield the path and the description of each object."""
+        return ((row[0], self.info(row)) for row in self.rows)
+
+    def info(self, row: StoredRow) -> ObjectInfo:
+        """Return the description of the object of a row."""
+        path, etag, size = row
+        return ObjectInfo(ref=replace(self.root, key=_key(self.root, path)), bytes=size, etag=etag)
+
+    @cached_property
+    def digest(self) -> int:
+        """A number that two listings share only if they have the same objects, in any order."""
+        lines = (repr(row).encode("utf-8", "surrogatepass") for row in self.rows)
+        return sum(int.from_bytes(hashlib.sha256(line).digest()) for line in lines)
 
 
 def suffix(name: str) -> str:
@@ -78,7 +107,8 @@ def take_manifest(
             f"data_yaml: {shown(found.ref.key)} is an image. Name the YAML or the folder of the dataset."
         )
     if suffix(name) in NDJSON:
-        return Manifest(bucket=found.ref.bucket, folder=folder, entry=name, objects={_safe(name): found})
+        rows = Packed([(_safe(name), found.etag, found.bytes)])
+        return Manifest(root=replace(found.ref, key=folder), entry=name, rows=rows)
     if found.bytes > MAX_YAML_BYTES and suffix(name) not in ANNOTATION_SUFFIXES:
         raise DatasetError(
             f"data_yaml: {shown(found.ref.key)} is larger than {MAX_YAML_BYTES >> 20} MiB, the limit for a YAML. "
@@ -99,41 +129,60 @@ def identity_of(info: ObjectInfo) -> str:
     return f"{info.ref.store}\n{info.ref.bucket}\n{info.ref.key}\n{info.etag}\n{info.bytes}"
 
 
-def difference(before: Mapping[str, ObjectInfo], after: Mapping[str, ObjectInfo]) -> str:
-    """Return the name of one object that differs between two listings."""
-    names = sorted(before.keys() | after.keys())
-    return next((name for name in names if before.get(name) != after.get(name)), "")
+def difference(before: Manifest, after: Manifest) -> str:
+    """Return the path of one object that differs between two listings."""
+    pairs = zip_longest(before.rows, after.rows)
+    return next(((new or old)[0] for old, new in pairs if old != new), "")
 
 
 def _manifest(store: ObjectStore, root: ObjectRef, entry: str | None, needed: Collection[str] | None) -> Manifest:
-    bucket, folder = root.bucket, root.key
-    objects: dict[str, ObjectInfo] = {}
-    prefixes = [folder] if folder or needed is None else sorted(needed)
-    start = len(folder) + 1 if folder else 0
-    for prefix in prefixes:
-        for info in store.list(replace(root, key=prefix)):
-            if start and not info.ref.key.startswith(f"{folder}/"):
-                raise DatasetError(
-                    f"The storage lists {shown(info.ref.key)}, which is not in the folder {shown(folder)}."
-                )
-            relpath = info.ref.key[start:]
-            top, _, below = relpath.partition("/")
-            is_entry = relpath == entry
-            if is_entry or (wanted(relpath) and (needed is None or not below or top in needed)):
-                objects[_safe(relpath)] = info
-            if len(objects) > MAX_OBJECTS:
-                raise DatasetError(f"The dataset {shown(f'{bucket}/{folder}')} has more than {MAX_OBJECTS:,} objects.")
-    if entry is not None and entry not in objects:
-        objects[_safe(entry)] = store.stat(replace(root, key=f"{folder}/{entry}" if folder else entry))
-    if not objects:
-        raise DatasetError(
-            f"The folder {shown(f'{bucket}/{folder}')} contains no images, labels or YAML. Upload the dataset."
-        )
-    # an empty .txt is a label file of an image without labels
-    if empty := [shown(path) for path, info in objects.items() if info.bytes == 0 and suffix(path) != "txt"]:
+    empty: list[str] = []
+    rows = Packed(_listed(store, root, entry, needed, empty))
+    shown_place = shown(f"{root.bucket}/{root.key}")
+    if not rows:
+        raise DatasetError(f"The folder {shown_place} contains no images, labels or YAML. Upload the dataset.")
+    if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         raise DatasetError(f"{len(empty)} stored files are empty: {', '.join(empty[:5])}{more}. Upload them again.")
-    return Manifest(bucket=bucket, folder=folder, entry=entry, objects=dict(sorted(objects.items())))
+    return Manifest(root=root, entry=entry, rows=rows)
+
+
+def _listed(
+    store: ObjectStore, root: ObjectRef, entry: str | None, needed: Collection[str] | None, empty: list[str]
+) -> Iterator[StoredRow]:
+    """Yield the rows of a dataset. Names of empty files are added to `empty`."""
+    found, is_entry_found = 0, entry is None
+    for info in _objects(store, root, needed):
+        path = info.ref.key[len(_key(root, "")) :]
+        top, _, below = path.partition("/")
+        if path != entry and not (wanted(path) and (needed is None or not below or top in needed)):
+            continue
+        found, is_entry_found = found + 1, is_entry_found or path == entry
+        if found > MAX_OBJECTS:
+            raise DatasetError(
+                f"The dataset {shown(f'{root.bucket}/{root.key}')} has more than {MAX_OBJECTS:,} objects."
+            )
+        # an empty .txt is a label file of an image without labels
+        if info.bytes == 0 and suffix(path) != "txt":
+            empty.append(shown(path) if len(empty) < 5 else "")
+        yield _safe(path), info.etag, info.bytes
+    if entry is not None and not is_entry_found:
+        info = store.stat(replace(root, key=_key(root, entry)))
+        yield _safe(entry), info.etag, info.bytes
+
+
+def _objects(store: ObjectStore, root: ObjectRef, needed: Collection[str] | None) -> Iterator[ObjectInfo]:
+    for prefix in [root.key] if root.key or needed is None else sorted(needed):
+        for info in store.list(replace(root, key=prefix)):
+            if not info.ref.key.startswith(_key(root, "")):
+                raise DatasetError(
+                    f"The storage lists {shown(info.ref.key)}, which is not in the folder {shown(root.key)}."
+                )
+            yield info
+
+
+def _key(root: ObjectRef, path: str) -> str:
+    return f"{root.key}/{path}" if root.key else path
 
 
 def _safe(relpath: str) -> str:

@@ -83,8 +83,11 @@ def link_tree(links: Iterable[tuple[str, Path]], root: Path) -> None:
             made.add(folder)
         try:
             _link(target, path)
-        except (FileNotFoundError, FileExistsError):  # a copy would change the file that has the name
+        except FileNotFoundError:
             raise
+        except FileExistsError:  # a copy would change the file that has the name
+            if not target.samefile(path):  # a listing can have an object twice while it changes
+                raise
         except OSError:  # another file system, a file system without hard links, or too many links
             shutil.copyfile(target, path)
 
