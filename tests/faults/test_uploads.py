@@ -79,7 +79,7 @@ HOSTILE = {
     "another output folder": ({"project": "/etc"}, {}, "project"),
     "a task that the model does not have": ({"task": "pose"}, {"base_model": "yolo11n-seg.yaml"}, "pose"),
     "a list": ({}, {"configuration": [1, 2]}, "configuration"),
-    "a megabyte of text": ({"epochs": "9" * 900_000}, {}, "epochs"),
+    "a long text instead of a number": ({"epochs": "9" * 60_000}, {}, "epochs"),
 }
 
 

@@ -19,9 +19,13 @@ R_co = TypeVar("R_co", covariant=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """The paths that a job uses. In `fill`, only regular files and folders can be created; in `write`, also links."""
+    """The paths that a job uses.
+
+    The names in `names` can be listed. In `fill`, only regular files and folders can be created; in `write`, also links.
+    """
 
     read: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     fill: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
 

@@ -93,7 +93,9 @@ class Inspect:
 
     @property
     def access(self) -> Access:
-        return Access(read=self.readable, fill=(self.made,), write=(self.view,) if self.view else ())
+        # a source can contain folders of the service, whose names can be listed but whose files are not readable
+        names = tuple(str(source["root"]) for source in self.sources)
+        return Access(read=self.readable, names=names, fill=(self.made,), write=(self.view,) if self.view else ())
 
     def run(self, stop: StopSignal, room: Room) -> Inspected:
         from trainer.datasets.checks.check import summary

@@ -1,7 +1,7 @@
-"""Check that weights with an official name are the files that Ultralytics published.
+"""Check that downloaded weights are the files that Ultralytics published, and that no weights change after their first use.
 
 A weights file is a pickle, so a replaced file could train a manipulated model. Each digest in the table was published
-in at least two independent places. For all other names, the digest of the first file that is used is recorded.
+in at least two independent places. The digest of every official file is recorded at its first use.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from trainer.core.errors import HostUnfit
 from trainer.core.stop import StopSignal
 from trainer.disk import durable
 from trainer.disk.checksum import sha256_of
+
+log = structlog.get_logger()
 
 # file name → SHA-256 of the file in the release; more digests if an earlier release has another official file
 KNOWN: Mapping[str, tuple[str, ...]] = {
@@ -85,22 +89,30 @@ class Digests:
     folder: Path
     known: Mapping[str, tuple[str, ...]]
 
-    def check(self, path: Path, name: str, stop: StopSignal) -> None:
-        """Raise HostUnfit unless the file `path` is the official file `name`. Record the digest of an unknown file.
+    def check(self, path: Path, name: str, stop: StopSignal, *, is_download: bool = False) -> None:
+        """Check the file `path` with the official name `name`, and record its digest at its first use.
 
-        The operator can accept another file by writing its digest into the record. Only one thread may check a name at
-        any time. Raises Stopped, OSError.
+        Raises HostUnfit if the file has changed since its first use, or if a download is not the published file. The
+        operator may put another file under an official name: this is logged. Only one thread may check a name at any
+        time. Also raises Stopped, OSError.
         """
         digest = sha256_of(path, stop.raise_if_set)
         record = self.folder / f"{name}.sha256"
-        accepted = (*self.known.get(name, ()), *_recorded(record))
-        if digest in accepted:
+        recorded, published = _recorded(record), self.known.get(name, ())
+        if digest in recorded:
             return
-        if accepted:
+        if recorded:
             raise HostUnfit(
-                f"base_model: {name} has the SHA-256 {digest}, but the official file has {accepted[0]}. The file is not "
-                f"used; replace it with the official file, give it another name, or accept it by writing its SHA-256 into {record}"
+                f"base_model: {name} has the SHA-256 {digest}, but had {recorded[0]} at its first use. The file is not "
+                f"used; restore it, or remove {record} if you replaced the file"
             )
+        if published and digest not in published:
+            if is_download:
+                raise HostUnfit(
+                    f"base_model: the download of {name} has the SHA-256 {digest}, but the published file has "
+                    f"{published[0]}. The download is not used; copy the published file to MODELS_DIR"
+                )
+            log.warning("weights with an official name are not the published file", path=str(path), sha256=digest)
         self.folder.mkdir(parents=True, exist_ok=True)
         durable.write_text(record, f"{digest}  {name}\n")
 

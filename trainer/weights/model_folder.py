@@ -4,7 +4,7 @@ MODELS_DIR/yolo11n.pt           official weights, downloaded once or added by th
 MODELS_DIR/any/path.pt          the operator's own files
 MODELS_DIR/.architectures/      copies of packaged YAML files, with the size letter in their names
 MODELS_DIR/.runs/               models from the artifacts bucket, named by a SHA-256
-MODELS_DIR/.digests/            the SHA-256 of official weights without a known digest, written at their first use
+MODELS_DIR/.digests/            the SHA-256 of weights with an official name, written at their first use
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class ModelFolder:
             download(url, to, stop, largest=_LARGEST)
             if not is_intact(to):
                 raise Unavailable(f"the download of {path.name} is damaged")
-            self._digests.check(to, path.name, stop)
+            self._digests.check(to, path.name, stop, is_download=True)
 
         fix = f"copy {path.name} to MODELS_DIR ({self.models_dir})"
         if model_catalog.find_architecture(path.stem):

@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.unit.weights.release import YOLO11N, files_in, put, weights
 from trainer.core.dataset import Task
@@ -24,7 +26,7 @@ def resolve(folder, task=Task.DETECT, **options):
 def test_downloaded_weights_with_a_wrong_digest_are_not_kept(folder, models, release):
     known = {"yolo11n.pt": ("0" * 64,)}
     with pytest.raises(
-        HostUnfit, match=f"has the SHA-256 {digest(release.body)}, but the official file has {'0' * 64}"
+        HostUnfit, match=f"has the SHA-256 {digest(release.body)}, but the published file has {'0' * 64}"
     ):
         resolve(folder, allow_download=True, release_url=release.url, known_digests=known)
     assert files_in(models) == []
@@ -35,19 +37,27 @@ def test_downloaded_weights_with_the_known_digest_are_used(folder, models, relea
     known = {"yolo11n.pt": (digest(release.body),)}
     path = resolve(folder, allow_download=True, release_url=release.url, known_digests=known)
     assert path.read_bytes() == release.body
-    assert not (models / ".digests").exists()
+    assert digest(release.body) in (models / ".digests" / "yolo11n.pt.sha256").read_text()
 
 
-def test_replaced_weights_in_models_dir_are_not_used(folder, models):
+def test_weights_that_are_replaced_after_their_first_use_are_not_used(folder, models):
+    known = {"yolo11n.pt": (digest(weights()),)}
+    put(models, "yolo11n.pt", weights())
+    resolve(folder, known_digests=known)
     put(models, "yolo11n.pt", weights(b"replaced"))
-    with pytest.raises(HostUnfit, match=r"yolo11n\.pt has the SHA-256"):
-        resolve(folder, known_digests={"yolo11n.pt": (digest(weights()),)})
+
+    with pytest.raises(HostUnfit, match=f"but had {digest(weights())} at its first use"):
+        resolve(folder, known_digests=known)
 
 
-def test_default_table_refuses_weights_that_are_not_the_official_file(folder, models):
-    put(models, "yolo11n.pt")
-    with pytest.raises(HostUnfit, match=KNOWN["yolo11n.pt"][0]):
+def test_file_of_the_operator_with_an_official_name_is_used_and_logged(folder, models):
+    path = put(models, "yolo11n.pt")
+
+    with capture_logs() as logs:
+        assert resolve(folder, known_digests=KNOWN) == path
         resolve(folder, known_digests=KNOWN)
+
+    assert [entry["event"] for entry in logs] == ["weights with an official name are not the published file"]
 
 
 def test_digest_of_unknown_weights_is_recorded_at_first_use(folder, models, release):
@@ -57,22 +67,20 @@ def test_digest_of_unknown_weights_is_recorded_at_first_use(folder, models, rele
 
     path.unlink()
     release.body = weights(b"another file")
-    with pytest.raises(HostUnfit, match=f"the official file has {digest(weights())}"):
+    with pytest.raises(HostUnfit, match=f"but had {digest(weights())} at its first use"):
         resolve(folder, Task.POSE, allow_download=True, release_url=release.url)
     assert files_in(models) == []
 
 
-def test_operator_can_accept_another_file(folder, models):
+def test_operator_can_replace_a_file(folder, models):
+    put(models, "yolo11n.pt")
+    resolve(folder)
     path = put(models, "yolo11n.pt", weights(b"of the operator"))
-    known = {"yolo11n.pt": (digest(weights()),)}
     with pytest.raises(HostUnfit) as refused:
-        resolve(folder, known_digests=known)
+        resolve(folder)
 
-    record = re.search(r"into (/\S+)", str(refused.value))[1]
-    put(models, ".digests/x", b"")
-    with open(record, "w") as out:
-        out.write(f"{digest(path.read_bytes())}  yolo11n.pt\n")
-    assert resolve(folder, known_digests=known) == path
+    Path(re.search(r"remove (/\S+)", str(refused.value))[1]).unlink()
+    assert resolve(folder) == path
 
 
 def test_known_digests_belong_to_official_weights():

@@ -70,6 +70,6 @@ def _policy(access: Access) -> AccessPolicy:
         write=tuple(map(Path, access.write)),
         fill=tuple(map(Path, access.fill)),
         read=(_PROJECT / "trainer", *map(Path, (*access.read, *_SYSTEM, *installed, *on_path))),
-        names=(_PROJECT,),
+        names=(_PROJECT, *map(Path, access.names)),
         samples=tuple(map(Path, access.read)),
     )
