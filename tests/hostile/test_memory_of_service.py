@@ -87,7 +87,8 @@ def test_listing_of_a_large_bucket_does_not_fill_the_memory_of_the_service():
         manifest = take_manifest(FullBucket(), folder, lambda _: None)
         assert manifest.digest == take_manifest(FullBucket(), folder, lambda _: None).digest
         assert len(manifest.rows) == 50_000
-        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        # objects would need 35 MB; other threads of the test process also allocate some memory
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
     assert next(manifest.objects)[1].ref.key == "set/images/train/00000000.jpg"
