@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -119,10 +119,27 @@ class UntrustedFolder:
             os.close(self._descriptor)
 
     @contextmanager
+    def opened(self, parts: Sequence[str]) -> Iterator[int]:
+        """Yield a descriptor of a folder inside this folder. Raises Unreadable, OSError."""
+        if self._descriptor is None:
+            raise Unreadable(errno.ENOENT, "the folder does not exist")
+        with _content_errors():
+            descriptor = os.open(".", _FOLDER, dir_fd=self._descriptor)
+        try:
+            for part in parts:
+                with _content_errors():
+                    child = os.open(part, _FOLDER, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = child
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
     def file(self, path: str) -> Iterator[UntrustedFile]:
         """Open a regular file while the block runs. Raises Unreadable, OSError."""
         *folders, name = PurePosixPath(path).parts
-        with self._opened(folders) as folder, _content_errors():
+        with self.opened(folders) as folder, _content_errors():
             descriptor = _open_file(name, folder)
         try:
             yield UntrustedFile(descriptor)
@@ -153,7 +170,7 @@ class UntrustedFolder:
         waiting = deque([top])
         while waiting:
             parts = waiting.popleft()
-            with suppress(Unreadable), self._opened(parts) as folder, os.scandir(folder) as found:
+            with suppress(Unreadable), self.opened(parts) as folder, os.scandir(folder) as found:
                 for entry in found:
                     if entries == 0:
                         return Listing(files, is_complete=False)
@@ -169,23 +186,6 @@ class UntrustedFolder:
                         with suppress(FileNotFoundError):
                             files.append(FileEntry(path, entry.stat(follow_symlinks=False).st_size))
         return Listing(files, is_complete)
-
-    @contextmanager
-    def _opened(self, parts: tuple[str, ...] | list[str]) -> Iterator[int]:
-        """Yield a descriptor of a folder inside this folder. Raises Unreadable, OSError."""
-        if self._descriptor is None:
-            raise Unreadable(errno.ENOENT, "the folder does not exist")
-        with _content_errors():
-            descriptor = os.open(".", _FOLDER, dir_fd=self._descriptor)
-        try:
-            for part in parts:
-                with _content_errors():
-                    child = os.open(part, _FOLDER, dir_fd=descriptor)
-                os.close(descriptor)
-                descriptor = child
-            yield descriptor
-        finally:
-            os.close(descriptor)
 
 
 def _open_file(name: str, folder: int) -> int:

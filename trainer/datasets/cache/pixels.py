@@ -34,10 +34,10 @@ from trainer.core.stored_pixels import (
 )
 from trainer.datasets.cache.content import ContentCache
 from trainer.disk.durable import sync_below
+from trainer.disk.untrusted_folder import UntrustedFolder
 
 PROBES = 32  # number of images to look up before all others
 _MAKERS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "pillow", "ultralytics")
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -115,10 +115,11 @@ def _move_all(view: Path, images: _Images, staging: Path) -> int:
     """Move the pixels of the images into the folder `staging`, with their numbers as names. Return the number of files."""
     moved = 0
     numbered = enumerate(images.pixels)
-    for (name, folder), members in groupby(numbered, lambda each: (each[1][0], each[1][1].rpartition("/")[0])):
-        with contextlib.suppress(OSError), _opened(view, f"{FOLDER}/{name}/{folder}") as descriptor:
-            for number, (_, place, identity) in members:
-                moved += _move(descriptor, place, identity, images.imgsz, staging / str(number))
+    with UntrustedFolder(view) as made:
+        for (name, folder), members in groupby(numbered, lambda each: (each[1][0], each[1][1].rpartition("/")[0])):
+            with contextlib.suppress(OSError), made.opened((FOLDER, name, *folder.split("/"))) as descriptor:
+                for number, (_, place, identity) in members:
+                    moved += _move(descriptor, place, identity, images.imgsz, staging / str(number))
     return moved
 
 
@@ -146,20 +147,6 @@ def _move(folder: int, place: str, image: str, imgsz: int, target: Path) -> bool
             return False
         os.rename(name, target, src_dir_fd=folder)
         return os.path.samestat(found, os.lstat(target))
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _opened(folder: Path, path: str) -> Iterator[int]:
-    """Yield the descriptor of a folder in `folder`. No part of `path` is a link. Raises OSError."""
-    descriptor = os.open(folder, _FOLDER)
-    try:
-        for part in path.split("/"):
-            inner = os.open(part, _FOLDER, dir_fd=descriptor)
-            os.close(descriptor)
-            descriptor = inner
-        yield descriptor
     finally:
         os.close(descriptor)
 
