@@ -90,14 +90,14 @@ class Host(Service):
         return RunFolder.of(self.home / "runs", run_id, attempt).output.path
 
     def wait_idle(self, seconds=20.0, spares=0, torn=False) -> None:
-        """I10: wait until no journal is left, and at most `spares` prestarted training processes are running.
+        """I10: wait until no journal is left, and at most `spares` prestarted processes of each kind are running.
 
-        If `torn` is true, journals that a crash of the host made unreadable can remain.
+        A prestarted training process has two subreapers. The other kind waits for a dataset. If `torn` is true, journals that a crash of the host made unreadable can remain.
         """
 
         def is_idle() -> bool:
             journals = [path for path in self.journals() if not (torn and path.suffix == ".unreadable")]
-            return not journals and len(self.children()) <= 3 * spares and len(self.trainings()) <= spares
+            return not journals and len(self.children()) <= 4 * spares and len(self.trainings()) <= spares
 
         wait_for(is_idle, seconds, lambda: (self.journals(), self.children(), self.tail()))
 

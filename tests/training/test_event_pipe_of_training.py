@@ -45,7 +45,7 @@ def training(tmp_path):
         process.stdin.close()
 
 
-def wait_for_rows(results, rows, seconds=60.0):
+def wait_for_rows(results, rows, seconds=240.0):
     deadline = time.monotonic() + seconds
     while not results.exists() or len(results.read_text().splitlines()) < rows + 1:
         assert time.monotonic() < deadline
