@@ -28,7 +28,7 @@ from trainer.core.stop import StopSignal
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetched_tree import Fetched
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 
 
 class OnDisk:
@@ -90,7 +90,9 @@ class Prepared:
 def prepare_twice(root: Path, images: int, size: int, *, users: bool) -> Iterator[Prepared]:
     """Create the dataset in `root` and prepare it twice."""
     make(root / "set", images, size)
-    datasets = FetchedDatasets(OnDisk(is_private=not users), Roots(root), "datasets", facts=FactsCache(root / "facts"))
+    datasets = FetchedDatasets(
+        OnDisk(is_private=not users), ReferenceRules(Roots(root), "datasets"), facts=FactsCache(root / "facts")
+    )
     for label in ("first", "unchanged"):
         order = DatasetOrder(sources=(str(root / "set"),))
         begin, cpu = time.perf_counter(), time.process_time()

@@ -20,7 +20,7 @@ from benchmarks.photos import BATCH, environment
 from trainer.core.dataset import DatasetOrder, PreparedDataset
 from trainer.core.stop import StopSignal
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 
 
 def figures(*, tiny: bool) -> Iterator[Figure]:
@@ -42,7 +42,7 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     """Create a dataset and return the seconds to read its labels, from the table and with a scan."""
     make(folder / "many", count, 64)
     order = DatasetOrder(sources=(str(folder / "many"),))
-    datasets = FetchedDatasets(OnDisk(is_private=True), Roots(folder), "datasets")
+    datasets = FetchedDatasets(OnDisk(is_private=True), ReferenceRules(Roots(folder), "datasets"))
     view = datasets.prepare(order, folder / "view of many", StopSignal(), lambda _: None)
     return {how: seconds_to_labels(view, folder / "home", how) for how in ("table", "scan")}
 

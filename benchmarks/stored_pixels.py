@@ -33,7 +33,7 @@ from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 from trainer.training.supervisor.process import ChildTrainer
 
 MODEL = "yolo11n.yaml"
@@ -103,7 +103,7 @@ def _training(folder: Path, tiny: bool) -> Iterator[Figure]:
     count, epochs, imgsz, smaller = (8, 2, 64, 8) if tiny else (120, 10, 160, 1)
     photos(folder / "trained", 4000 // smaller, 3000 // smaller, train=count, val=4)
     datasets = FetchedDatasets(
-        OnDisk(is_private=False), Roots(folder), "datasets", pixels=PixelCache(ContentCache(folder / "cache", max_bytes=STORED)),
+        OnDisk(is_private=False), ReferenceRules(Roots(folder), "datasets"), pixels=PixelCache(ContentCache(folder / "cache", max_bytes=STORED)),
     )  # fmt: skip
     baseline: list[Trained] = []
     ours: dict[str, list[Trained]] = {"no pixels stored before": [], "pixels stored before": []}

@@ -33,7 +33,7 @@ from trainer.core.ports import ObjectInfo
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 from trainer.remote.storage_api import StorageApi
 from trainer.remote.web import GuardedClient
 from trainer.storage.supabase import SupabaseObjectStore
@@ -92,11 +92,10 @@ class Dataset:
         if not keep_cache:
             shutil.rmtree(root / "cache", ignore_errors=True)
         fetcher = Fetcher(
-            roots=Roots(dataset_root=root),
+            rules=ReferenceRules(Roots(dataset_root=root), "data"),
             cache=ContentCache(root / "cache", max_bytes=10**12),
             web=self._web,
             store=self._store,
-            datasets_bucket="data",
         )
         staging = root / "staging"
         started = time.perf_counter()

@@ -13,7 +13,7 @@ from trainer.core.dataset import DatasetOrder, PreparedDataset, SplitRequest, Ta
 from trainer.core.stop import StopSignal
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetched_tree import Fetched
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 
 NAMES = ("square", "disc")
 
@@ -107,6 +107,6 @@ def prepared(
     more: tuple[Path, ...] = (),
 ) -> PreparedDataset:
     """Prepare the dataset at `source` in the new folder `folder`."""
-    datasets = FetchedDatasets(OnDisk(is_private=private), Roots(root or source.parent), "datasets")
+    datasets = FetchedDatasets(OnDisk(is_private=private), ReferenceRules(Roots(root or source.parent), "datasets"))
     order = DatasetOrder(sources=tuple(str(s) for s in (source, *more)), task=task, split=split)
     return datasets.prepare(order, folder, StopSignal(), (events if events is not None else []).append)

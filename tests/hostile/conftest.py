@@ -13,7 +13,7 @@ from tests.web_server import web_server
 from trainer.core.retry import RetryPolicy
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
 
@@ -54,10 +54,9 @@ def fetcher(place, server):
     )
     cache = ContentCache(place / "root/.cache", max_bytes=1 << 30, reserve=0)
     yield Fetcher(
-        roots=Roots(place / "root"),
+        rules=ReferenceRules(Roots(place / "root"), "datasets"),
         cache=cache,
         web=web,
         store=LocalObjectStore(place / "store"),
-        datasets_bucket="datasets",
     )
     web.close()

@@ -25,7 +25,7 @@ from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetched_tree import Fetched
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 
 SECONDS = 20.0  # seconds of CPU time for one case on a slow host; most cases take milliseconds
 MEBIBYTES = 600  # limit for the growth of the process memory in one case
@@ -65,7 +65,7 @@ def base(root: Path) -> None:
 
 
 def prepare(tmp_path: Path, entry: str = "data.yaml", task=None, split=None, is_private=False):
-    datasets = FetchedDatasets(OnDisk(is_private), Roots(tmp_path / "roots"), "datasets")
+    datasets = FetchedDatasets(OnDisk(is_private), ReferenceRules(Roots(tmp_path / "roots"), "datasets"))
     order = DatasetOrder(sources=(str(tmp_path / "roots/set" / entry),), task=task, split=split)
     return datasets.prepare(order, tmp_path / "views/run", StopSignal(), lambda _: None)
 

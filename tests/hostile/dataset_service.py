@@ -25,5 +25,5 @@ def service(settings):
 
 
 def prepared(datasets, reference, **order):
-    folder = datasets.roots.dataset_root / "datasets" / f"run_{reference.encode().hex()[-40:]}"
+    folder = datasets.rules.roots.dataset_root / "datasets" / f"run_{reference.encode().hex()[-40:]}"
     return datasets.prepare(DatasetOrder(sources=(reference,), **order), folder, StopSignal(), lambda _: None)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from trainer.datasets.source.reference import parse_reference
+from trainer.datasets.source.reference import ReferenceRules, Roots, parse_reference
 
 SECRET = "root:x:0:0"
 
 
-def parse(text, root):
-    return parse_reference(
-        text,
-        dataset_root=root,
-        datasets_bucket="datasets",
-        storage_base_url="https://abc.supabase.co",
-    )
+def parse(text, root, owner=None, **rules):
+    rules = ReferenceRules(Roots(root), "datasets", storage_url="https://abc.supabase.co", **rules)
+    return parse_reference(text, rules, owner)
 
 
 def message_of(error):

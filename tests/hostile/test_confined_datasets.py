@@ -21,7 +21,7 @@ from trainer.datasets.confined.process import ConfinedDecoder
 from trainer.datasets.decoder import Room, here
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 
 PROGRAMS = Path(__file__).parent / "programs"
 FINGERPRINT = "0" * 64
@@ -75,7 +75,7 @@ def lying(tmp_path):
 
 def prepare(data, decode, stop=None, sheet=None, run="run", **caches):
     folder = data.parents[2] / run
-    datasets = FetchedDatasets(OnDisk(), Roots(data.parents[1]), "datasets", decode=decode, **caches)
+    datasets = FetchedDatasets(OnDisk(), ReferenceRules(Roots(data.parents[1]), "datasets"), decode=decode, **caches)
     order = DatasetOrder(sources=(str(data),))
     if sheet:
         return datasets.check(order, folder, stop or StopSignal(), lambda _: None, sheet)
@@ -130,7 +130,7 @@ def test_process_without_access_to_a_root_of_the_service_reads_datasets_beside_i
     (private / "secret").write_text("x")
     roots = Roots(tmp_path / "roots", private=(private,))
     decode = attacked(f"open({str(private / 'secret')!r}).read()")
-    datasets = FetchedDatasets(OnDisk(), roots, "datasets", decode=decode)
+    datasets = FetchedDatasets(OnDisk(), ReferenceRules(roots, "datasets"), decode=decode)
 
     with pytest.raises(DatasetError, match="PermissionError"):
         datasets.prepare(DatasetOrder(sources=(str(data),)), tmp_path / "run", StopSignal(), lambda _: None)

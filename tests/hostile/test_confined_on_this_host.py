@@ -18,7 +18,7 @@ from trainer.core.errors import MachineFailed
 from trainer.core.stop import StopSignal
 from trainer.datasets.confined.process import ConfinedDecoder
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 
 
 def test_service_without_free_descriptors_reports_the_host_and_recovers(tmp_path):
@@ -49,6 +49,8 @@ def test_dataset_in_memory_of_the_host_can_be_checked(tmp_path, is_named_by_yaml
         own.mkdir(parents=True)
         (own / "data.yaml").write_text(f"path: {data}\n" + (data / "data.yaml").read_text())
         roots = Roots(tmp_path / "roots", extra=(Path("/"),), hidden_names=True)
-        datasets = FetchedDatasets(OnDisk(), roots, "datasets", decode=ConfinedDecoder(environment=dict(os.environ)))
+        datasets = FetchedDatasets(
+            OnDisk(), ReferenceRules(roots, "datasets"), decode=ConfinedDecoder(environment=dict(os.environ))
+        )
         order = DatasetOrder(sources=(str(own if is_named_by_yaml else data),))
         assert datasets.prepare(order, tmp_path / "run", StopSignal(), lambda _: None).images["train"]

@@ -6,24 +6,18 @@ import pytest
 
 from tests.dataset_painter import paint
 from tests.hostile.dataset_service import prepared, service, settings_in
+from tests.hostile.references import parse
 from tests.web_server import body, redirect, web_server
 from trainer.core.dataset import ObjectRef
 from trainer.core.errors import BadRequest, DatasetError
 from trainer.core.stop import StopSignal
-from trainer.datasets.source.reference import parse_reference
-from trainer.wiring.datasets import web_client
+from trainer.wiring.datasets import reference_rules, web_client
 
 ALICE, BOB = "11111111-aaaa-4aaa-8aaa-111111111111", "22222222-bbbb-4bbb-8bbb-222222222222"
 OURS = "http://127.0.0.1:{port}"
 
 
 # ── buckets ──
-
-
-def parse(text, root, **rules):
-    return parse_reference(
-        text, dataset_root=root, datasets_bucket="datasets", storage_base_url="https://abc.supabase.co", **rules
-    )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +71,8 @@ def test_no_url_and_no_redirect_reaches_anything_else_on_the_host_of_our_storage
         own = OURS.format(port=server.port)
         server.pages[path.partition("?")[0]] = body(b"secret")
         server.pages["/storage/v1/object/public/datasets/away"] = redirect(f"{own}{path}")
-        client = web_client(settings_in(tmp_path, supabase_url=own), own)
+        settings = settings_in(tmp_path, supabase_url=own)
+        client = web_client(settings, reference_rules(settings))
         for url in (f"{own}{path}", f"{own}/storage/v1/object/public/datasets/away"):
             with pytest.raises(DatasetError, match="ALLOWED_BUCKETS"):
                 client.download(url, tmp_path / "x", StopSignal())
@@ -90,7 +85,8 @@ def test_object_of_the_datasets_bucket_can_be_downloaded_by_url(tmp_path):
         own = OURS.format(port=server.port)
         server.pages["/storage/v1/object/sign/datasets/a%20b/1.jpg?token=t"] = body(b"image")
         server.pages["/storage/v1/object/sign/datasets/a%20b/1.jpg"] = body(b"image")
-        client = web_client(settings_in(tmp_path, supabase_url=own), own)
+        settings = settings_in(tmp_path, supabase_url=own)
+        client = web_client(settings, reference_rules(settings))
         url = f"{own}/storage/v1/object/sign/datasets/a b/1.jpg?token=t"
         assert client.download(url, tmp_path / "x", StopSignal()).bytes == 5
         client.close()

@@ -18,7 +18,7 @@ from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
 
@@ -55,8 +55,8 @@ class Tenants:
         self.cache = ContentCache(root / "datasets/.cache", max_bytes=1 << 30, reserve=0)
         self.web = GuardedClient(policy=RetryPolicy(tries=1, first_wait=0.01, total_seconds=5))
         roots = Roots(root / "datasets", private=(root / "datasets/.cache", root / "datasets/datasets"))
-        fetcher = Fetcher(roots=roots, cache=self.cache, web=self.web, store=store, datasets_bucket="datasets")
-        self.datasets = FetchedDatasets(fetcher, roots, "datasets", pixels=PixelCache(self.cache))
+        fetcher = Fetcher(rules=ReferenceRules(roots, "datasets"), cache=self.cache, web=self.web, store=store)
+        self.datasets = FetchedDatasets(fetcher, ReferenceRules(roots, "datasets"), pixels=PixelCache(self.cache))
 
     def prepare(self, source: str, run: str, owner: str | None = None):
         order = DatasetOrder(sources=(source,), owner=owner, imgsz=16)

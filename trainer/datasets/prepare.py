@@ -29,7 +29,7 @@ from trainer.datasets.inspection import (
 )
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.lines import opened
-from trainer.datasets.source.reference import Roots, parse_reference
+from trainer.datasets.source.reference import ReferenceRules, parse_reference
 from trainer.datasets.view.links import DATA_YAML, VIEW, new_folder, view_errors
 from trainer.disk.removal import remove_tree
 
@@ -53,17 +53,12 @@ class CheckResult:
 class FetchedDatasets:
     """Implements the port `Datasets`: sources are fetched, recognized, checked and linked into a view.
 
-    `allowed_buckets` and `by_owner` limit what a row can name; see `source/reference.py`.
     `facts` and `pixels` are caches: images that did not change since an earlier run are not read or decoded again.
     `decode` executes the checks. `warm` prepares for the next call of `decode`, so that it starts faster.
     """
 
     fetcher: Fetcher
-    roots: Roots
-    datasets_bucket: str
-    storage_base_url: str | None = None
-    allowed_buckets: tuple[str, ...] = ()
-    by_owner: bool = False
+    rules: ReferenceRules
     facts: FactsCache | None = None
     pixels: PixelCache | None = None
     decode: Decoder = here
@@ -155,7 +150,7 @@ class FetchedDatasets:
         job = Inspect(
             order=asdict(order),
             sources=tuple(asdict(source) for source in fetched),
-            roots=roots_as_json(self.roots),
+            roots=roots_as_json(self.rules.roots),
             readable=self._readable(fetched),
             made=str(made),
             view=str(view) if view else None,
@@ -173,16 +168,7 @@ class FetchedDatasets:
                 remove_tree(made)
 
     def _fetched(self, text: str, owner: str | None, staging: Path, stop: StopSignal, on_event: OnEvent) -> Source:
-        ref = parse_reference(
-            text,
-            dataset_root=self.roots.dataset_root,
-            datasets_bucket=self.datasets_bucket,
-            storage_base_url=self.storage_base_url,
-            allowed_buckets=self.allowed_buckets,
-            by_owner=self.by_owner,
-            owner=owner,
-        )
-        fetched = self.fetcher.fetch(ref, staging, stop, on_event)
+        fetched = self.fetcher.fetch(parse_reference(text, self.rules, owner), staging, stop, on_event)
         return Source(
             root=str(fetched.root.resolve()),
             entry=str(fetched.entry) if fetched.entry else None,
@@ -192,9 +178,9 @@ class FetchedDatasets:
 
     def _readable(self, sources: Sequence[Source]) -> tuple[str, ...]:
         """Return the folders that the checks may read: a YAML in a folder of the user can name every root."""
-        private = [path.resolve() for path in self.roots.private]
+        private = [path.resolve() for path in self.rules.roots.private]
         own = [Path(source.root) for source in sources if not source.is_private]
-        shared = [root.resolve() for root in (self.roots.dataset_root, *self.roots.extra)] if own else []
+        shared = [root.resolve() for root in (self.rules.roots.dataset_root, *self.rules.roots.extra)] if own else []
         # a local run can name any folder of the host
         named = (
             path

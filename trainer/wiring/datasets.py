@@ -21,7 +21,7 @@ from trainer.datasets.confined.process import ConfinedDecoder
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.prepare import CheckResult, FetchedDatasets
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import Roots, is_object_path, parse_reference
+from trainer.datasets.source.reference import ReferenceRules, Roots, parse_reference
 from trainer.remote.web import GuardedClient
 from trainer.settings import Settings, process_environment
 from trainer.training.exports import available_exports
@@ -36,29 +36,16 @@ def build_datasets(
     settings: Settings, backend: Backend, opened: ExitStack, roots: Roots | None = None
 ) -> FetchedDatasets:
     """Return the adapter for the port `Datasets`. `roots` are the readable folders, by default those of a row."""
-    root, roots = settings.datasets_folder, roots or dataset_roots(settings)
-    web = web_client(settings, backend.url)
+    root, rules = settings.datasets_folder, reference_rules(settings, roots)
+    web = web_client(settings, rules)
     opened.callback(web.close)
     decode = ConfinedDecoder(environment=process_environment(), sandbox=settings.sandbox)
     opened.callback(decode.close)
     cache = ContentCache(root / ".cache", max_bytes=int(settings.dataset_cache_gb * GB))
-    fetcher = Fetcher(
-        roots=roots,
-        cache=cache,
-        web=web,
-        store=backend.store,
-        datasets_bucket=settings.supabase_datasets_bucket,
-        allowed_buckets=settings.allowed_buckets,
-        by_owner=settings.datasets_by_owner,
-        decode=decode,
-    )
+    fetcher = Fetcher(rules=rules, cache=cache, web=web, store=backend.store, decode=decode)
     return FetchedDatasets(
         fetcher=fetcher,
-        roots=roots,
-        datasets_bucket=settings.supabase_datasets_bucket,
-        storage_base_url=backend.url,
-        allowed_buckets=settings.allowed_buckets,
-        by_owner=settings.datasets_by_owner,
+        rules=rules,
         facts=FactsCache(root / ".cache" / "facts"),
         pixels=PixelCache(cache) if settings.fast_loader else None,
         decode=decode,
@@ -66,13 +53,23 @@ def build_datasets(
     )
 
 
-def web_client(settings: Settings, storage_url: str | None) -> GuardedClient:
+def web_client(settings: Settings, rules: ReferenceRules) -> GuardedClient:
     """Return the client for the URLs of a row. On the host of our storage, a row can name only objects of datasets."""
-    buckets = {settings.supabase_datasets_bucket, *settings.allowed_buckets}
     return GuardedClient(
         allowed_hosts=settings.allowed_dataset_hosts,
-        own_hosts=[urlsplit(storage_url).netloc] if storage_url else [],
-        is_own_path=lambda path: storage_url is not None and is_object_path(path, storage_url, buckets),
+        own_hosts=[urlsplit(rules.storage_url).netloc] if rules.storage_url else [],
+        is_own_path=rules.is_object_path,
+    )
+
+
+def reference_rules(settings: Settings, roots: Roots | None = None) -> ReferenceRules:
+    """Return the rules for the references of a row. `roots` are the readable folders, by default those of a row."""
+    return ReferenceRules(
+        roots or dataset_roots(settings),
+        settings.supabase_datasets_bucket,
+        storage_url=settings.supabase_url if settings.uses_supabase else None,
+        allowed_buckets=settings.allowed_buckets,
+        by_owner=settings.datasets_by_owner,
     )
 
 
@@ -100,25 +97,16 @@ def check_request(settings: Settings, request: RunRequest) -> tuple[str, ...]:
     is_local = not settings.uses_supabase
     served = available_exports() if is_local else frozenset(PACKAGES)
     plan = plan_parser(settings)(request, exports_available=served)
-    references = [
-        parse_reference(
-            source,
-            dataset_root=settings.datasets_folder,
-            datasets_bucket=settings.supabase_datasets_bucket,
-            storage_base_url=None if is_local else settings.supabase_url,
-            allowed_buckets=settings.allowed_buckets,
-            by_owner=settings.datasets_by_owner,  # a row from the command line has no owner
-        )
-        for source in plan.sources
-    ]
+    rules = reference_rules(settings)
+    # a row from the command line has no owner
+    references = [parse_reference(source, rules) for source in plan.sources]
     if is_local:
-        _check_files(settings, [ref.path for ref in references if isinstance(ref, DiskRef)], plan.model)
+        _check_files(settings, rules.roots, [ref.path for ref in references if isinstance(ref, DiskRef)], plan.model)
     return plan.warnings
 
 
-def _check_files(settings: Settings, datasets: list[str], model: ModelRef) -> None:
+def _check_files(settings: Settings, roots: Roots, datasets: list[str], model: ModelRef) -> None:
     """Raise BadRequest that names every dataset and weights file that does not exist on this host."""
-    roots = dataset_roots(settings)
     checks: list[Callable[[], object]] = [partial(roots.admit, path) for path in datasets]
     if isinstance(model, ModelFile):
         checks.append(partial(_model_folder(settings).resolve, model, Task.DETECT, StopSignal()))

@@ -11,7 +11,7 @@ from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import Roots, parse_reference
+from trainer.datasets.source.reference import ReferenceRules, Roots, parse_reference
 from trainer.remote.web import GuardedClient
 
 
@@ -43,7 +43,7 @@ def root(tmp_path):
 def fetcher(root, store, server):
     web = GuardedClient(allowed_hosts=[server.host], policy=RetryPolicy(tries=2, first_wait=0.01, total_seconds=5))
     cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=0)
-    yield Fetcher(roots=Roots(root), cache=cache, web=web, store=store, datasets_bucket="datasets", concurrency=4)
+    yield Fetcher(rules=ReferenceRules(Roots(root), "datasets"), cache=cache, web=web, store=store, concurrency=4)
     web.close()
 
 
@@ -55,22 +55,14 @@ def fetch(fetcher, root):
 @pytest.fixture
 def allowing(fetcher, root):
     """Return a function that returns `fetch` for a fetcher with more allowed buckets."""
-    return lambda *buckets: fetching(replace(fetcher, allowed_buckets=buckets), root)
+    return lambda *buckets: fetching(replace(fetcher, rules=replace(fetcher.rules, allowed_buckets=buckets)), root)
 
 
 def fetching(fetcher, root):
     numbers = iter(range(100))
 
     def do(text, stop=None, on_event=lambda _: None, staging=None):
-        ref = (
-            HttpRef(url=text)
-            if text.startswith("http")
-            else parse_reference(
-                text,
-                dataset_root=root,
-                datasets_bucket="datasets",
-            )
-        )
+        ref = HttpRef(url=text) if text.startswith("http") else parse_reference(text, fetcher.rules)
         return fetcher.fetch(ref, staging or root / f"run{next(numbers)}/source", stop or StopSignal(), on_event)
 
     return do

@@ -10,12 +10,12 @@ from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
 from trainer.datasets.prepare import CheckResult, FetchedDatasets
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 from trainer.datasets.view.contact_sheet import CAPTION, CELL, COLUMNS
 
 
 def checked(source, tmp_path, task=None, sheet="sheet.png") -> CheckResult:
-    datasets = FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets")
+    datasets = FetchedDatasets(OnDisk(), ReferenceRules(Roots(tmp_path), "datasets"))
     order = DatasetOrder(sources=(str(source),), task=task)
     return datasets.check(order, tmp_path / "staging", StopSignal(), lambda _: None, tmp_path / sheet)
 

@@ -19,7 +19,7 @@ from trainer.datasets.images import facts_cache
 from trainer.datasets.images.facts_cache import FactsCache, identity
 from trainer.datasets.images.header import Facts
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 
 FACT = Facts("jpeg", 3, 4, 5, b"digest", "broken", has_trailing_data=True)
 
@@ -43,7 +43,9 @@ def read_images(monkeypatch) -> list[str]:
 
 
 def prepare(tmp_path: Path, view: str):
-    datasets = FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", facts=FactsCache(tmp_path / "facts"))
+    datasets = FetchedDatasets(
+        OnDisk(), ReferenceRules(Roots(tmp_path), "datasets"), facts=FactsCache(tmp_path / "facts")
+    )
     return datasets.prepare(order(str(tmp_path / "set/data.yaml")), tmp_path / view, StopSignal(), lambda _: None)
 
 

@@ -13,7 +13,7 @@ from trainer.core.ports import ObjectInfo
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import Roots, parse_reference
+from trainer.datasets.source.reference import ReferenceRules, Roots, parse_reference
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
 
@@ -128,8 +128,8 @@ def test_full_disk_raises_machine_failed_before_download(store, root, server):
     free = shutil.disk_usage(root).free
     web = GuardedClient()
     cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=free * 2)
-    fetcher = Fetcher(roots=Roots(root), cache=cache, web=web, store=store, datasets_bucket="datasets")
-    ref = parse_reference("storage:p/s/data.yaml", dataset_root=root, datasets_bucket="datasets")
+    fetcher = Fetcher(rules=ReferenceRules(Roots(root), "datasets"), cache=cache, web=web, store=store)
+    ref = parse_reference("storage:p/s/data.yaml", ReferenceRules(Roots(root), "datasets"))
     with pytest.raises(MachineFailed, match=r"too full"):
         fetcher.fetch(ref, root / "run/source", StopSignal(), lambda _: None)
     assert store.images == []

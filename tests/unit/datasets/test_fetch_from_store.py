@@ -10,7 +10,7 @@ from trainer.core.errors import DatasetError, Misconfigured, ObjectMissing
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import Roots, parse_reference
+from trainer.datasets.source.reference import ReferenceRules, Roots, parse_reference
 from trainer.remote.web import GuardedClient
 
 
@@ -125,7 +125,7 @@ def test_progress_has_files_bytes_rate_and_time_left(store, fetch):
 
 
 def test_dataset_fetched_into_temporary_folder_is_not_downloaded_again(store, root, fetcher, fetch):
-    ref = parse_reference("storage:p/s/data.yaml", dataset_root=root, datasets_bucket="datasets")
+    ref = parse_reference("storage:p/s/data.yaml", ReferenceRules(Roots(root), "datasets"))
     with fetcher.cache.temporary() as place:
         fetcher.fetch(ref, place / "source", StopSignal(), lambda _: None)
     assert len(store.images) == 6
@@ -138,8 +138,8 @@ def test_dataset_fetched_into_temporary_folder_is_not_downloaded_again(store, ro
 def test_storage_reference_without_configured_storage_is_rejected(root):
     web = GuardedClient()
     cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=0)
-    fetcher = Fetcher(roots=Roots(root), cache=cache, web=web, store=None, datasets_bucket="datasets")
-    ref = parse_reference("storage:p/s/data.yaml", dataset_root=root, datasets_bucket="datasets")
+    fetcher = Fetcher(rules=ReferenceRules(Roots(root), "datasets"), cache=cache, web=web, store=None)
+    ref = parse_reference("storage:p/s/data.yaml", ReferenceRules(Roots(root), "datasets"))
     with pytest.raises(Misconfigured, match=r"No storage is configured"):
         fetcher.fetch(ref, root / "run/source", StopSignal(), lambda _: None)
     web.close()

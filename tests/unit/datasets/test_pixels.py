@@ -15,7 +15,7 @@ from trainer.datasets.cache import pixels
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 
 RECIPE = "16-3-fit"  # 16 pixels is half the side length of the painted images
 
@@ -28,7 +28,7 @@ class Host:
         self.source = paint(folder / "set")
         self.cache = ContentCache(folder / "cache", max_bytes=max_bytes, reserve=0)
         self._datasets = FetchedDatasets(
-            OnDisk(is_private=private), Roots(folder), "datasets", pixels=PixelCache(self.cache)
+            OnDisk(is_private=private), ReferenceRules(Roots(folder), "datasets"), pixels=PixelCache(self.cache)
         )
 
     def prepare(self, name: str, imgsz: int = 16, owner: str | None = None) -> PreparedDataset:

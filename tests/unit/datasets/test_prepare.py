@@ -16,7 +16,7 @@ from trainer.core.errors import DatasetError
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 
 
 def everything_in(folder: Path) -> dict[str, str]:
@@ -118,7 +118,7 @@ def test_summary_is_json_of_limited_size(tmp_path):
 
 def test_view_with_very_deep_folders_is_discarded(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=10**9, reserve=0)
-    datasets = FetchedDatasets(OnDisk(), Roots(tmp_path), "datasets", pixels=PixelCache(cache))
+    datasets = FetchedDatasets(OnDisk(), ReferenceRules(Roots(tmp_path), "datasets"), pixels=PixelCache(cache))
     for place in ("", "pixels"):
         run = tmp_path / f"run{place}"
         (run / "view" / place).mkdir(parents=True)

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from trainer.core.dataset import DiskRef, HttpRef, ObjectRef
 from trainer.core.errors import DatasetError
-from trainer.datasets.source.reference import Roots, either_bucket, parse_reference
+from trainer.datasets.source.reference import ReferenceRules, Roots, parse_reference
 
 ROOT = Path("/data")
 OURS = "https://abc.supabase.co/"
@@ -12,7 +13,7 @@ OURS = "https://abc.supabase.co/"
 
 def parse(text, base=OURS, **rules):
     rules = {"allowed_buckets": ("sets",)} | rules
-    return parse_reference(text, dataset_root=ROOT, datasets_bucket="datasets", storage_base_url=base, **rules)
+    return parse_reference(text, ReferenceRules(Roots(ROOT), "datasets", storage_url=base, **rules))
 
 
 @pytest.mark.parametrize(
@@ -45,12 +46,13 @@ def test_storage_path_is_in_default_bucket(text, key):
 def test_storage_path_can_start_with_an_allowed_bucket():
     in_default = ObjectRef(bucket="datasets", key="other/p/d.yaml")
     in_other = ObjectRef(bucket="other", key="p/d.yaml")
-    allowed = {"datasets", "other"}
+    only_default = ReferenceRules(Roots(ROOT), "datasets")
+    both = replace(only_default, allowed_buckets=("other",))
 
-    assert either_bucket(in_default, "datasets", allowed) == (in_default, in_other)
-    assert either_bucket(in_default, "datasets", {"datasets"}) == (in_default,)
-    assert either_bucket(in_other, "datasets", allowed) == (in_other,)
-    assert len(either_bucket(ObjectRef(bucket="datasets", key="other"), "datasets", allowed)) == 1
+    assert both.candidates(in_default) == (in_default, in_other)
+    assert only_default.candidates(in_default) == (in_default,)
+    assert both.candidates(in_other) == (in_other,)
+    assert len(both.candidates(ObjectRef(bucket="datasets", key="other"))) == 1
 
 
 @pytest.mark.parametrize("kind", ["public/", "sign/", "authenticated/", ""])

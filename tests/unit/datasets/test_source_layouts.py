@@ -17,7 +17,7 @@ from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.reference import ReferenceRules, Roots
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
 
@@ -124,13 +124,13 @@ def places(tmp_path):
 
 @pytest.fixture
 def datasets(places):
-    roots = Roots(places.root)
+    rules = ReferenceRules(Roots(places.root), "datasets", storage_url=SUPABASE)
     web = GuardedClient(allowed_hosts=[places.server.host])
     fetcher = Fetcher(
-        roots=roots, cache=ContentCache(places.root / ".cache", max_bytes=1 << 30, reserve=0), web=web,
-        store=LocalObjectStore(places.bucket.parent), datasets_bucket="datasets",
+        rules=rules, cache=ContentCache(places.root / ".cache", max_bytes=1 << 30, reserve=0), web=web,
+        store=LocalObjectStore(places.bucket.parent),
     )  # fmt: skip
-    yield FetchedDatasets(fetcher=fetcher, roots=roots, datasets_bucket="datasets", storage_base_url=SUPABASE)
+    yield FetchedDatasets(fetcher=fetcher, rules=rules)
     web.close()
 
 

@@ -34,7 +34,7 @@ from trainer.datasets.source.manifest import (
     take_manifest,
 )
 from trainer.datasets.source.ndjson import SUFFIXES as NDJSON
-from trainer.datasets.source.reference import Roots, either_bucket, require_bucket
+from trainer.datasets.source.reference import ReferenceRules
 from trainer.datasets.source.transfer import Transfer, in_parallel, link_tree
 from trainer.datasets.source.url_files import WebSource, content_identity, web_identity
 from trainer.datasets.source.yaml_folders import NeededFolders
@@ -47,18 +47,13 @@ MAX_SYNCS = 3  # attempts to download a dataset that changes during its download
 class Fetcher:
     """Fetches datasets to local disk through the content cache.
 
-    Without a `store`, `fetch` raises `Misconfigured` for `storage:` datasets. `allowed_buckets` are readable in addition
-    to `datasets_bucket`. If `by_owner` is set, each reference was already resolved to a folder of its owner.
-    `decode` reads the untrusted files.
+    Without a `store`, `fetch` raises `Misconfigured` for `storage:` datasets. `decode` reads the untrusted files.
     """
 
-    roots: Roots
+    rules: ReferenceRules
     cache: ContentCache
     web: GuardedClient
     store: ObjectStore | None
-    datasets_bucket: str
-    allowed_buckets: tuple[str, ...] = ()
-    by_owner: bool = False
     concurrency: int = 16
     decode: Decoder = here
 
@@ -84,7 +79,7 @@ class Fetcher:
     @property
     def _url_files(self) -> WebSource:
         return WebSource(
-            decode=self.decode, cache=self.cache, web=self.web, roots=self.roots, concurrency=self.concurrency
+            decode=self.decode, cache=self.cache, web=self.web, roots=self.rules.roots, concurrency=self.concurrency
         )
 
     def _exported(self, file: Path, name: str, transfer: Transfer, home: Path | None = None) -> Fetched:
@@ -92,7 +87,7 @@ class Fetcher:
         return Fetched(root=transfer.staging, entry=Path(entry) if entry else None, is_private=True)
 
     def _from_disk(self, ref: DiskRef, transfer: Transfer) -> Fetched:
-        path = self.roots.admit(ref.path)
+        path = self.rules.roots.admit(ref.path)
         if path.is_dir():
             return Fetched(root=path, entry=None, is_private=False)
         if not path.is_file() or not os.access(path, os.R_OK):
@@ -114,10 +109,7 @@ class Fetcher:
         return self.store
 
     def _from_store(self, ref: ObjectRef, transfer: Transfer) -> Fetched:
-        buckets = {self.datasets_bucket, *self.allowed_buckets}
-        require_bucket(ref, buckets)
-        candidates = (ref,) if self.by_owner else either_bucket(ref, self.datasets_bucket, buckets)
-        found = locate(self._objects, candidates)
+        found = locate(self._objects, self.rules.candidates(ref))
         if isinstance(found, ObjectInfo) and is_archive(found.ref.key):
             archive = functools.partial(self._stored_archive, found, transfer)
             return self._trees.extracted(identity_of(found), transfer, archive, found.ref.key)

@@ -18,7 +18,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -36,33 +36,21 @@ _OBJECT_PATH = re.compile(r"/storage/v1/(?:object|render/image)/(?:(?:public|sig
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
-def parse_reference(
-    text: str,
-    *,
-    dataset_root: Path,
-    datasets_bucket: str,
-    storage_base_url: str | None = None,
-    allowed_buckets: Collection[str] = (),
-    by_owner: bool = False,
-    owner: str | None = None,
-) -> DatasetRef:
+def parse_reference(text: str, rules: ReferenceRules, owner: str | None = None) -> DatasetRef:
     """Parse one dataset reference. `Fetcher` checks that the source exists and is readable.
 
-    `storage_base_url` is the URL of our own Supabase (or storage) host. `allowed_buckets` are buckets that a row can
-    name in addition to `datasets_bucket`. If `by_owner` is set, keys must be in the folder of `owner`, the `created_by` of
-    the row. Raises `DatasetError`.
+    `owner` is the `created_by` of the row. Raises `DatasetError`.
     """
     text = _plain(text)
     lower = text.lower()
-    buckets = {datasets_bucket, *allowed_buckets}
     if lower.startswith("storage:"):
-        ref = ObjectRef(bucket=datasets_bucket, key=object_key(text[len("storage:") :], text))
-        return _in_folder(ref, buckets, owner_folder(owner), text) if by_owner else ref
+        ref = ObjectRef(bucket=rules.datasets_bucket, key=object_key(text[len("storage:") :], text))
+        return _in_folder(ref, rules.buckets, owner_folder(owner), text) if rules.by_owner else ref
     if lower.startswith(("http://", "https://")):
-        found = _url(text, storage_base_url)
+        found = _url(text, rules.storage_url)
         if isinstance(found, ObjectRef):
-            require_bucket(found, buckets)
-            return _in_folder(found, (), owner_folder(owner), text) if by_owner else found
+            rules.require_bucket(found)
+            return _in_folder(found, (), owner_folder(owner), text) if rules.by_owner else found
         return found
     if lower.startswith("s3://"):
         raise DatasetError("data_yaml: s3:// datasets are not supported yet; copy the dataset into the storage bucket.")
@@ -71,7 +59,7 @@ def parse_reference(
         raise DatasetError(f"data_yaml: {shown(scheme + ':')} is not a supported kind of reference; {FORMS}.")
     if text.startswith("~"):
         raise DatasetError(f"data_yaml: {shown(text)} starts with ~, which this service does not expand; {FORMS}.")
-    return DiskRef(path=str(dataset_root / text))
+    return DiskRef(path=str(rules.roots.dataset_root / text))
 
 
 def object_key(key: str, text: str) -> str:
@@ -84,30 +72,6 @@ def object_key(key: str, text: str) -> str:
             f"data_yaml: {shown(text)} has an empty, '.' or '..' segment. Write the full path of the object."
         )
     return "/".join(segments)
-
-
-def either_bucket(ref: ObjectRef, datasets_bucket: str, allowed_buckets: Collection[str]) -> tuple[ObjectRef, ...]:
-    """Return the objects that a `storage:` reference can mean, in order of preference."""
-    first, _, rest = ref.key.partition("/")
-    if ref.bucket != datasets_bucket or not rest or first not in allowed_buckets:
-        return (ref,)
-    return ref, replace(ref, bucket=first, key=rest)
-
-
-def require_bucket(ref: ObjectRef, buckets: Collection[str]) -> None:
-    """Raise `DatasetError` if a row must not name the bucket of `ref`."""
-    if ref.bucket not in buckets:
-        raise DatasetError(
-            f"data_yaml: the bucket {shown(ref.bucket)} is not allowed for datasets. Upload the dataset to the bucket "
-            f"{shown(min(buckets))}, or let the operator add the bucket to ALLOWED_BUCKETS."
-        )
-
-
-def is_object_path(path: str, base_url: str, buckets: Collection[str]) -> bool:
-    """Return whether the path of a URL on our storage host names an object in one of `buckets`."""
-    decoded = unquote(unquote(path))  # a proxy may decode a path once more than the storage
-    match = _OBJECT_PATH.fullmatch(decoded.removeprefix(_base_path(base_url)))
-    return match is not None and match[1] in buckets and {"", ".", ".."}.isdisjoint(match[2].split("/"))
 
 
 def owner_folder(created_by: str | None) -> str:
@@ -186,6 +150,52 @@ class Roots:
                 raise HostUnfit(
                     f"{root}, one of EXTRA_DATASET_ROOTS, does not exist. Mount it on this host or create it."
                 )
+
+
+@dataclass(frozen=True)
+class ReferenceRules:
+    """What a row can name: files in `roots`, objects of `datasets_bucket` and of the allowed buckets, and URLs.
+
+    `storage_url` is the URL of our own Supabase (or storage) host. If `by_owner` is set, keys must be in the folder of
+    the owner of the row.
+    """
+
+    roots: Roots
+    datasets_bucket: str
+    _: KW_ONLY
+    storage_url: str | None = None
+    allowed_buckets: tuple[str, ...] = ()
+    by_owner: bool = False
+
+    @property
+    def buckets(self) -> frozenset[str]:
+        """The buckets that a row can name."""
+        return frozenset({self.datasets_bucket, *self.allowed_buckets})
+
+    def require_bucket(self, ref: ObjectRef) -> None:
+        """Raise `DatasetError` if a row must not name the bucket of `ref`."""
+        if ref.bucket not in self.buckets:
+            raise DatasetError(
+                f"data_yaml: the bucket {shown(ref.bucket)} is not allowed for datasets. Upload the dataset to the bucket "
+                f"{shown(min(self.buckets))}, or let the operator add the bucket to ALLOWED_BUCKETS."
+            )
+
+    def candidates(self, ref: ObjectRef) -> tuple[ObjectRef, ...]:
+        """Return the objects that a parsed reference can mean, in order of preference. Raises `DatasetError`."""
+        self.require_bucket(ref)
+        first, _, rest = ref.key.partition("/")
+        # with `by_owner`, the reference was already resolved to a folder of the owner
+        if self.by_owner or ref.bucket != self.datasets_bucket or not rest or first not in self.buckets:
+            return (ref,)
+        return ref, replace(ref, bucket=first, key=rest)
+
+    def is_object_path(self, path: str) -> bool:
+        """Return whether the path of a URL on our storage host names an object that a row can name."""
+        if self.storage_url is None:
+            return False
+        decoded = unquote(unquote(path))  # a proxy may decode a path once more than the storage
+        match = _OBJECT_PATH.fullmatch(decoded.removeprefix(_base_path(self.storage_url)))
+        return match is not None and match[1] in self.buckets and {"", ".", ".."}.isdisjoint(match[2].split("/"))
 
 
 def _is_below(real: str, folder: str) -> bool:
