@@ -33,13 +33,14 @@ class SandboxHost:
     root: Path
     order: TrainingOrder
     environment: dict[str, str]
+    before: tuple[str, ...] = ()  # a command that starts the program
 
     def execute(self, *snippets, order=None, has_network=True):
         order = order or self.order
         has_network = has_network and len(order.devices) > 1
         network = [sys.executable, "-I", "-S", private_network.__file__] if has_network else []
         done = subprocess.run(
-            [*network, sys.executable, str(PROGRAM)],
+            [*self.before, *network, sys.executable, str(PROGRAM)],
             input=encode_order(order) + json.dumps(snippets).encode(),
             env=self.environment, stdout=subprocess.PIPE, check=True, timeout=30,
         )  # fmt: skip

@@ -161,8 +161,10 @@ def _drop_capabilities() -> None:
     if _libc.capget(header, sets) != 0:
         raise _error("capget")
     # three low words (effective, permitted, inheritable), then three high words
-    low, high = struct.unpack("=3I", sets.raw[:12]), 3 * (0,)
-    if _libc.capset(header, struct.pack("=6I", *(word & _KEPT_CAPABILITIES for word in low), *high)) != 0:
+    before = struct.unpack("=6I", sets.raw)
+    after = (*(word & _KEPT_CAPABILITIES for word in before[:3]), 0, 0, 0)
+    # without a capability, there is nothing to drop: a container or a unit may refuse the call
+    if after != before and _libc.capset(header, struct.pack("=6I", *after)) != 0:
         raise _error("capset")
 
 
