@@ -1,5 +1,6 @@
 """The service under a fake systemd: notify socket, watchdog and signals. systemd-analyze checks the units."""
 
+import os
 import re
 import shutil
 import signal
@@ -157,6 +158,16 @@ def test_unit_allows_the_sandbox_of_training_processes(unit):
     allowed = {"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "seccomp"}
     assert allowed <= set(filters[-1].split())
     assert filters[0] == "@system-service"
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare, to mount")
+@pytest.mark.parametrize("unit", ["yolo-trainer.service", "yolo-trainer@.service"])
+def test_temporary_file_system_of_unit_can_be_mounted(tmp_path, unit):
+    """The kernel gets these options as they are: `%%` does not stand for `%`, as in other settings."""
+    options = re.search(r"^TemporaryFileSystem=/dev/shm:(.+)$", (UNITS / unit).read_text(), re.MULTILINE)[1]
+
+    mount = ["unshare", "--mount", "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(tmp_path)]
+    subprocess.run(mount, check=True)
 
 
 @needs_systemd
