@@ -1,7 +1,7 @@
 """The jobs that read untrusted files, and where they are executed.
 
 A job (`Job`) extracts an archive, parses a YAML or checks a dataset. The service executes each job in a confined
-process (confined/). Tests and the confined process itself call `here`, which executes a job in the current process.
+process (confined/).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 
 from trainer.core.errors import MachineFailed
 from trainer.core.stop import StopSignal
+from trainer.core.text import printable
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -75,9 +76,14 @@ def answers_checked() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, FileExistsError) as error:
-        raise MachineFailed(f"The process that reads the dataset sent an invalid answer ({error}).") from error
+        raise invalid_answer(error) from error
+
+
+def invalid_answer(problem: object) -> MachineFailed:
+    """Return the error about an answer that no job gives."""
+    return MachineFailed(f"The process that reads the dataset sent an invalid answer: {printable(str(problem), 200)}.")
 
 
 def here(job: Job[R_co], stop: StopSignal, room: Room = ENOUGH_ROOM) -> R_co:
-    """Execute a job in this process."""
+    """Execute a job in this process, for tests."""
     return job.run(stop, room)

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
+from pydantic import TypeAdapter
+
 from trainer.core.dataset import Finding
 from trainer.core.errors import DatasetError
 from trainer.core.text import printable
@@ -128,26 +130,23 @@ KINDS: dict[str, tuple[Level, str]] = {
     **{code: ("warning", message) for code, message in WARNINGS.items()},
     **{code: ("note", message) for code, message in NOTES.items()},
 }
-
-
 LONGEST_MESSAGE = 5000  # characters
+_FINDING = TypeAdapter(Finding)
 
 
 def finding_of(value: object) -> Finding:
     """Return the finding that a confined process wrote as JSON. Raises ValueError."""
-    if not isinstance(value, dict) or value.get("code") not in KINDS or value.get("level") not in LEVELS:
-        raise ValueError("not a finding")
-    message, count, examples = value.get("message"), value.get("count"), value.get("examples")
-    if not isinstance(count, int) or not 0 <= count < 1 << 31:
-        raise ValueError("the count of a finding is not a number in its range")
-    if not isinstance(examples, list) or len(examples) > MAX_EXAMPLES:
-        raise ValueError("the examples of a finding are not a short list")
-    texts = [message, *examples]
-    if not all(isinstance(text, str) and len(text) <= LONGEST_MESSAGE for text in texts):
-        raise ValueError("a finding is not text, or too long")
-    return Finding(
-        level=value["level"], code=value["code"], message=texts[0], count=int(count), examples=tuple(texts[1:])
-    )
+    finding = _FINDING.validate_python(value)
+    require_possible(finding)
+    return finding
+
+
+def require_possible(finding: Finding) -> None:
+    """Raise ValueError for a finding that no `Report` contains."""
+    if finding.code not in KINDS or not 0 <= finding.count < 1 << 31 or len(finding.examples) > MAX_EXAMPLES:
+        raise ValueError("a finding has an unknown code, an impossible count or too many examples")
+    if any(len(text) > LONGEST_MESSAGE for text in (finding.message, *finding.examples)):
+        raise ValueError("a finding has a text that is too long")
 
 
 class Report:

@@ -16,10 +16,10 @@ from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
 from trainer.datasets.data_yaml import MAX_CLASSES, MAX_NAME_LENGTH
 from trainer.datasets.decoder import Access, Room
-from trainer.datasets.findings import Report, finding_of
+from trainer.datasets.findings import Report, finding_of, require_possible
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.samples import SPLITS
-from trainer.datasets.source.lines import read_lines
+from trainer.datasets.source.json_lines import read_lines, write_lines
 from trainer.datasets.source.reference import Roots
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Inspected:
     names: tuple[str, ...]
     images: Mapping[str, int]
     fingerprint: str
-    findings: tuple[JsonObject, ...]
+    findings: tuple[Finding, ...]
     summary: JsonObject
     drawn: int
 
@@ -56,11 +56,8 @@ class Inspected:
             raise ValueError("the summary is too large")
         if len(self.findings) > MOST_FINDINGS:
             raise ValueError("too many findings")
-
-    @property
-    def report(self) -> tuple[Finding, ...]:
-        """The findings. Raises ValueError for a finding with an unknown code."""
-        return tuple(map(finding_of, self.findings))
+        for finding in self.findings:
+            require_possible(finding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +104,13 @@ class Inspect:
         if self.view:
             with _without_garbage_collector():
                 samples = build(checked, Path(self.view), stop, report)
-            with (made / SCALED_DOWN).open("x", encoding="utf-8") as out:
-                out.writelines(json.dumps(row) + "\n" for row in scaled_down(samples, order.imgsz))
+            write_lines(made / SCALED_DOWN, scaled_down(samples, order.imgsz))
         return Inspected(
             task=checked.task,
             names=checked.names,
             images=checked.images,
             fingerprint=checked.fingerprint,
-            findings=tuple(finding_as_json(finding) for finding in report.findings),
+            findings=report.findings,
             summary=summary(checked, report),
             drawn=drawn,
         )
@@ -152,11 +148,6 @@ def _draw(checked: Checked, path: Path) -> int:
     from trainer.datasets.view.contact_sheet import draw_sheet  # only a command needs the fonts
 
     return draw_sheet(checked, path)
-
-
-def finding_as_json(finding: Finding) -> JsonObject:
-    """Return the JSON object that `finding_of` reads."""
-    return {**vars(finding), "examples": list(finding.examples)}
 
 
 def roots_as_json(roots: Roots) -> JsonObject:

@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from trainer.core.dataset import DatasetOrder, Finding, PreparedDataset, Task
+from trainer.core.dataset import DatasetOrder, PreparedDataset, Task
 from trainer.core.errors import DatasetError
 from trainer.core.events import Event, Phase, PhaseStarted, Warned
-from trainer.core.job import JsonObject
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.decoder import Decoder, answers_checked, here
@@ -23,12 +22,11 @@ from trainer.datasets.inspection import (
     Inspect,
     Inspected,
     Source,
-    finding_as_json,
     read_scaled_down,
     roots_as_json,
 )
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.lines import opened
+from trainer.datasets.source.json_lines import opened
 from trainer.datasets.source.reference import ReferenceRules, parse_reference
 from trainer.datasets.view.links import DATA_YAML, VIEW, new_folder, view_errors
 from trainer.disk.removal import remove_tree
@@ -38,15 +36,6 @@ MOST_PIXELS = 300_000  # images; the decoded pixels of further images are not ke
 NO_DATASETS = tuple(map(Path, ("/proc", "/sys", "/dev", "/run", "/etc")))
 BUT_DATASETS = tuple(map(Path, ("/dev/shm", "/run/media")))  # noqa: S108 - memory and removable disks
 OnEvent = Callable[[Event], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckResult:
-    """The result of `check`. `drawn` is the number of samples on the contact sheet."""
-
-    findings: tuple[Finding, ...]
-    summary: JsonObject
-    drawn: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +62,7 @@ class FetchedDatasets:
                 raise ValueError(f"the view has no {data.name}")
             if self.pixels:
                 self.pixels.link(view, order.imgsz, _identities(Path(job.made)), order.owner)
-        for finding in found.report:
+        for finding in found.findings:
             if finding.level == "warning":
                 on_event(Warned(code=finding.code, message=finding.message))
         return PreparedDataset(
@@ -83,7 +72,7 @@ class FetchedDatasets:
             names=found.names,
             images=found.images,
             fingerprint=found.fingerprint,
-            findings=found.report,
+            findings=found.findings,
             summary=found.summary,
             readable=tuple(map(Path, job.readable)),
         )
@@ -108,7 +97,7 @@ class FetchedDatasets:
 
     def check(
         self, order: DatasetOrder, folder: Path, stop: StopSignal, on_event: OnEvent, sheet: Path | None = None
-    ) -> CheckResult:
+    ) -> Inspected:
         """Check a dataset like `prepare`, but return all findings. If `sheet` is given, draw samples into this file.
 
         `folder` is a new folder for fetched files; the caller removes it.
@@ -117,7 +106,7 @@ class FetchedDatasets:
         with self._inspected(order, folder, stop, on_event, draws_sheet=bool(sheet)) as (found, job):
             if sheet:
                 _copy_sheet(Path(job.made) / SHEET, sheet)
-        return CheckResult(findings=found.report, summary=found.summary, drawn=found.drawn)
+        return found
 
     @contextmanager
     def _inspected(
@@ -173,7 +162,7 @@ class FetchedDatasets:
             root=str(fetched.root.resolve()),
             entry=str(fetched.entry) if fetched.entry else None,
             is_private=fetched.is_private,
-            findings=tuple(finding_as_json(finding) for finding in fetched.findings),
+            findings=tuple(map(asdict, fetched.findings)),
         )
 
     def _readable(self, sources: Sequence[Source]) -> tuple[str, ...]:

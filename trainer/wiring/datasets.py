@@ -19,7 +19,8 @@ from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.confined.process import ConfinedDecoder
 from trainer.datasets.images.facts_cache import FactsCache
-from trainer.datasets.prepare import CheckResult, FetchedDatasets
+from trainer.datasets.inspection import Inspected
+from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import ReferenceRules, Roots, parse_reference
 from trainer.remote.web import GuardedClient
@@ -122,7 +123,7 @@ def _check_files(settings: Settings, roots: Roots, datasets: list[str], model: M
         raise BadRequest(problems)
 
 
-def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: Path | None) -> CheckResult:
+def check_dataset(settings: Settings, reference: str, task: Task | None, sheet: Path | None) -> Inspected:
     """Check a dataset for the command line. The user can check every readable file."""
     order = DatasetOrder(sources=(reference,), task=task)
     stop = StopSignal()

@@ -9,18 +9,19 @@ from tests.dataset_painter import OnDisk, paint
 from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
-from trainer.datasets.prepare import CheckResult, FetchedDatasets
+from trainer.datasets.inspection import Inspected
+from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import ReferenceRules, Roots
 from trainer.datasets.view.contact_sheet import CAPTION, CELL, COLUMNS
 
 
-def checked(source, tmp_path, task=None, sheet="sheet.png") -> CheckResult:
+def checked(source, tmp_path, task=None, sheet="sheet.png") -> Inspected:
     datasets = FetchedDatasets(OnDisk(), ReferenceRules(Roots(tmp_path), "datasets"))
     order = DatasetOrder(sources=(str(source),), task=task)
     return datasets.check(order, tmp_path / "staging", StopSignal(), lambda _: None, tmp_path / sheet)
 
 
-def errors(result: CheckResult) -> set[str]:
+def errors(result: Inspected) -> set[str]:
     return {finding.code for finding in result.findings if finding.level == "error"}
 
 

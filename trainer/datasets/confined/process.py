@@ -27,7 +27,7 @@ from trainer.core.text import printable
 from trainer.datasets.confined import protocol
 from trainer.datasets.confined.limits import MEMORY
 from trainer.datasets.confined.registry import JOBS
-from trainer.datasets.decoder import ENOUGH_ROOM, Job, R_co, Room
+from trainer.datasets.decoder import ENOUGH_ROOM, Job, R_co, Room, answers_checked, invalid_answer
 from trainer.datasets.inspection import Inspect
 
 log = structlog.get_logger()
@@ -81,10 +81,8 @@ class ConfinedDecoder:
             arguments: dict[str, Any] = asdict(job)  # type: ignore[call-overload]
             process.send({"job": name, "arguments": arguments, "sandbox": self.sandbox})
             result = process.result(stop, room)
-            try:
+            with answers_checked():
                 value: R_co = TypeAdapter(get_type_hints(JOBS[name].run)["return"]).validate_python(result)
-            except ValueError as error:
-                raise _invalid(error) from error
             return value
         finally:
             process.close()
@@ -155,10 +153,8 @@ class _Process:
             if "result" in message:
                 return message["result"]
             if "error" in message:
-                try:
+                with answers_checked():
                     error = protocol.error_of(message, MEMORY)
-                except ValueError as invalid:
-                    raise _invalid(invalid) from invalid
                 if not isinstance(error, DatasetError):
                     log.warning("process that reads a dataset failed", error=str(error), output=self._output())
                 raise error
@@ -170,7 +166,7 @@ class _Process:
                 room.make(size)
                 self.send({"continue": True})
             else:
-                raise _invalid(ValueError("an unknown message"))
+                raise invalid_answer("an unknown message")
 
     def close(self) -> None:
         """Kill the process and close its pipes."""
@@ -192,10 +188,8 @@ class _Process:
                 room.check()
         line, _, rest = bytes(self._received).partition(b"\n")
         self._received = bytearray(rest)
-        try:
+        with answers_checked():
             return protocol.decoded(line)
-        except ValueError as error:
-            raise _invalid(error) from error
 
     def _flush(self) -> None:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):  # the exit of the process gives the reason
@@ -213,7 +207,7 @@ class _Process:
         if not data:
             raise self._ended()
         if len(self._received) > protocol.LONGEST:
-            raise _invalid(ValueError("a message without an end"))
+            raise invalid_answer("a message without an end")
 
     def _ended(self) -> MachineFailed:
         """Return the error for a process that ended without a result."""
@@ -228,7 +222,3 @@ class _Process:
 
     def _output(self) -> str:
         return ascii(self._log.decode("utf-8", "replace").strip())
-
-
-def _invalid(error: ValueError) -> MachineFailed:
-    return MachineFailed(f"The process that reads the dataset sent an invalid answer: {printable(str(error), 200)}.")

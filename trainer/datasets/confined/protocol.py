@@ -26,7 +26,7 @@ MOST_VALUES = 250_000
 OUT_OF_MEMORY, CRASHED = "out_of_memory", "crashed"
 # HostFailed is not here: the process could use it to take the host out of service
 _KINDS: Mapping[str, type[BadRequest | MachineFailed]] = {
-    kind.__name__: kind for kind in (DatasetError, MachineFailed, HostUnfit)
+    kind.__name__: kind for kind in (DatasetError, HostUnfit, MachineFailed)
 }
 _MOST_PROBLEMS = 1000
 _LONGEST_PROBLEM = 10_000  # characters
@@ -56,7 +56,6 @@ def decoded(line: bytes) -> dict[str, Any]:
 def error_message(error: TrainerError) -> dict[str, Any]:
     """Return the message about an error of a job."""
     kind = next((name for name, known in _KINDS.items() if isinstance(error, known)), MachineFailed.__name__)
-    kind = type(error).__name__ if type(error).__name__ in _KINDS else kind
     problems = error.problems if isinstance(error, BadRequest) else [str(error)]
     return {"error": kind, "problems": [text[:_LONGEST_PROBLEM] for text in problems[:_MOST_PROBLEMS]]}
 

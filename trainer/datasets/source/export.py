@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,8 @@ from trainer.core.stop import StopSignal
 from trainer.core.text import shown
 from trainer.datasets.cache.disk import on_this_disk
 from trainer.datasets.decoder import Access, Room
-from trainer.datasets.source.lines import read_lines
+from trainer.datasets.source.json_lines import read_lines, require_safe, write_lines
 from trainer.datasets.source.ndjson import SPLITS, read_ndjson
-from trainer.datasets.untrusted import Limits, safe_name
 
 MAX_TEXT_BYTES = 256 << 20  # bytes of a list, a YAML or an NDJSON file
 IMAGES = "images.jsonl"
@@ -64,13 +62,12 @@ class ReadExport:
             )
         export = read_ndjson(file, self.name)
         with on_this_disk(made):
-            with (made / IMAGES).open("x", encoding="utf-8") as out:
-                for record in export.records:
-                    out.write(json.dumps([record.image, record.url, record.file, record.split]) + "\n")
-                    if record.label is not None:
-                        path = made / record.label
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        path.write_text(record.rows, encoding="utf-8")
+            write_lines(made / IMAGES, ([each.image, each.url, each.file, each.split] for each in export.records))
+            for record in export.records:
+                if record.label is not None:
+                    path = made / record.label
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(record.rows, encoding="utf-8")
             if export.yaml is not None:
                 text = yaml.safe_dump(export.yaml, allow_unicode=True, sort_keys=False)
                 (made / YAML).write_text(text, encoding="utf-8")
@@ -79,10 +76,9 @@ class ReadExport:
 
 def read_images(made: Path) -> Iterator[ListedImage]:
     """Yield the images that `ReadExport` wrote. Raises ValueError for content that the job does not write."""
-    for line in read_lines(made / IMAGES):
-        place, url, file, split = line
-        if not all(isinstance(text, str) for text in (place, file)) or not isinstance(url, str | None):
-            raise ValueError(f"{IMAGES} contains a value that is not text")
-        if split not in SPLITS or place != safe_name(place, Limits(), IMAGES) or place.split("/")[0] == LABELS:
-            raise ValueError(f"{IMAGES} contains an unsafe place")
+    for place, url, file, split in read_lines(made / IMAGES):
+        require_safe(place)
+        is_text = isinstance(file, str) and isinstance(url, str | None)
+        if not is_text or split not in SPLITS or place.split("/")[0] == LABELS:
+            raise ValueError(f"{IMAGES} contains an invalid image")
         yield ListedImage(place=place, url=url, file=file, split=split)

@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.core.dataset import Finding
 from trainer.datasets.findings import finding_of
-from trainer.datasets.source.lines import read_lines
+from trainer.datasets.source.json_lines import read_lines
 
 LISTING = "listing.jsonl"  # in a cached tree, beside the folder FILES
 FILES = "files"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from trainer.datasets.data_yaml import load_yaml, read_data_yaml
 from trainer.datasets.decoder import Access, Room
 from trainer.datasets.findings import Report
 from trainer.datasets.image_kinds import IMAGE_SUFFIXES
-from trainer.datasets.source.lines import read_lines
+from trainer.datasets.source.json_lines import read_lines, require_safe, write_lines
 from trainer.datasets.source.manifest import suffix
 from trainer.datasets.untrusted import Limits, safe_name
 
@@ -81,16 +80,14 @@ class ReadLists:
             images |= dict.fromkeys([place] if is_image(place) else _listed(Path(self.tree), place))
         if not images:
             raise DatasetError(f"data_yaml: the lists of {shown_url(self.url)} name no images.")
-        with (Path(self.made) / PLACES).open("x", encoding="utf-8") as out:
-            out.writelines(f"{json.dumps(place)}\n" for place in images)
+        write_lines(Path(self.made) / PLACES, images)
         return ListedImages(count=len(images))
 
 
 def read_places(made: Path) -> Iterator[str]:
     """Yield the places that `ReadLists` wrote. Raises ValueError for content that the job does not write."""
     for place in read_lines(made / PLACES):
-        if not isinstance(place, str) or place != inside(place, PLACES):
-            raise ValueError(f"{PLACES} contains an unsafe place")
+        require_safe(place)
         yield place
 
 

@@ -1,15 +1,24 @@
-"""Read the files that a confined process wrote: one JSON value per line, within limits."""
+"""Files with one JSON value per line. A confined process writes them, so they are read within limits."""
 
 from __future__ import annotations
 
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from trainer.core.errors import DatasetError
+from trainer.datasets.untrusted import Limits, safe_name
+
 LONGEST_LINE = 1 << 18  # bytes
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """Create a file with one value per line. Raises OSError."""
+    with path.open("x", encoding="utf-8") as out:
+        out.writelines(f"{json.dumps(value)}\n" for value in values)
 
 
 def read_lines(path: Path) -> Iterator[Any]:
@@ -31,3 +40,13 @@ def opened(path: Path) -> BinaryIO:
         file.close()
         raise ValueError(f"{path.name} is not a regular file")
     return file
+
+
+def require_safe(place: Any) -> None:
+    """Raise ValueError unless `place` is a relative path without unsafe names."""
+    try:
+        is_safe = isinstance(place, str) and place == safe_name(place, Limits(), "")
+    except DatasetError:
+        is_safe = False
+    if not is_safe:
+        raise ValueError("an unsafe place")
