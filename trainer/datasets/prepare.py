@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -167,7 +168,7 @@ class FetchedDatasets:
 
     def _readable(self, sources: Sequence[Source]) -> tuple[str, ...]:
         """Return the folders that the checks may read: a YAML in a folder of the user can name every root."""
-        private = [path.resolve() for path in self.rules.roots.private]
+        private = [str(path.resolve()) for path in self.rules.roots.private]
         own = [Path(source.root) for source in sources if not source.is_private]
         shared = [root.resolve() for root in (self.rules.roots.dataset_root, *self.rules.roots.extra)] if own else []
         # a local run can name any folder of the host
@@ -177,22 +178,24 @@ class FetchedDatasets:
             if any(path.is_relative_to(folder) for folder in NO_DATASETS) and any(map(path.is_relative_to, shared))
         )
         open_parts = (
-            *(part for root in shared for part in without(root, [*private, *NO_DATASETS])),
-            *(part for path in named for part in without(path, private)),
+            *(part for root in shared for part in without(str(root), [*private, *map(str, NO_DATASETS)])),
+            *(part for path in named for part in without(str(path), private)),
         )
-        return (*(source.root for source in sources if source.is_private), *map(str, dict.fromkeys(open_parts)))
+        return (*(source.root for source in sources if source.is_private), *dict.fromkeys(open_parts))
 
 
-def without(folder: Path, closed: Sequence[Path]) -> Iterator[Path]:
+def without(folder: str, closed: Sequence[str]) -> Iterator[str]:
     """Yield the parts of a folder that are outside the folders `closed`. Links are left out."""
-    inside = [path for path in closed if path.is_relative_to(folder)]
+    below = f"{folder.rstrip('/')}/"
+    inside = [path for path in closed if path == folder or path.startswith(below)]
     if not inside:
         yield folder
     elif folder not in inside:
         with contextlib.suppress(OSError):  # a folder that cannot be listed
-            for child in sorted(folder.iterdir()):
-                if not child.is_symlink():
-                    yield from without(child, inside)
+            with os.scandir(folder) as entries:  # a folder of datasets can have thousands of entries
+                children = sorted(entry.path for entry in entries if not entry.is_symlink())
+            for child in children:
+                yield from without(child, inside)
 
 
 def _identities(made: Path) -> Iterator[tuple[str, str]]:

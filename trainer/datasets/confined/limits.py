@@ -31,11 +31,8 @@ _SYSTEM = (
 )
 
 
-def confine(access: Access, sandbox: str) -> list[str]:
-    """Limit this process and all its later threads. Return the protections that this host does not have.
-
-    `sandbox` is the setting SANDBOX. Raises OSError if a protection is required or fails.
-    """
+def limit_resources() -> None:
+    """Limit the memory, the processor time and the open files of this process. Raises OSError."""
     for kind, most in (
         (resource.RLIMIT_AS, MEMORY),
         (resource.RLIMIT_CORE, 0),
@@ -47,6 +44,13 @@ def confine(access: Access, sandbox: str) -> list[str]:
         resource.setrlimit(kind, (limit, limit))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+
+
+def confine(access: Access, sandbox: str) -> list[str]:
+    """Put this process and all its later threads into the sandbox. Return the protections that this host does not have.
+
+    `sandbox` is the setting SANDBOX. Raises OSError if a protection is required or fails.
+    """
     if sandbox == "0":
         return []
     missing = []
@@ -71,5 +75,5 @@ def _policy(access: Access) -> AccessPolicy:
         fill=tuple(map(Path, access.fill)),
         read=(_PROJECT / "trainer", *map(Path, (*access.read, *_SYSTEM, *installed, *on_path))),
         names=(_PROJECT, *map(Path, access.names)),
-        samples=tuple(map(Path, access.read)),
+        samples=tuple(map(Path, access.names or access.read)),  # a root can have thousands of readable parts
     )

@@ -1,9 +1,9 @@
 """The confined process: `python -m trainer.datasets.confined.main`. It executes one job and exits.
 
-The job arrives on stdin, and the result leaves on stdout (see protocol.py). A process that was started before its job
-exists imports the slow packages while it waits. When the job has arrived, the process limits its memory and enters the
-sandbox (limits.py). Only then does it open an untrusted file. End of file on stdin means that the service has ended or
-has no job: the process exits.
+The job arrives on stdin, and the result leaves on stdout (see protocol.py). The process limits its memory at once. If it
+was started before its job exists, it imports the slow packages while it waits. When the job has arrived, the process
+enters the sandbox (limits.py). Only then does it open an untrusted file. End of file on stdin means that the service has
+ended or has no job: the process exits.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import select
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, BinaryIO, NoReturn
 
 from trainer.core.errors import TrainerError
 from trainer.core.stop import StopSignal
-from trainer.datasets.confined.limits import confine
+from trainer.datasets.confined.limits import confine, limit_resources
 from trainer.datasets.confined.protocol import CRASHED, OUT_OF_MEMORY, encoded, error_message, not_confined
 from trainer.datasets.confined.registry import JOBS
 from trainer.datasets.decoder import Room
@@ -33,21 +35,30 @@ SLOW = ("trainer.datasets.checks.check", "trainer.datasets.formats.detect", "tra
 def main() -> NoReturn:
     """Execute the job from stdin."""
     service = _Service(sys.stdin.buffer, _take_stdout())
+    with _reported(service):
+        limit_resources()
     if not select.select([0], [], [], 0)[0]:
         _import_slow_packages()
     order = service.next()
     gc.disable()  # the process is short-lived, and a collection would traverse millions of parsed values
     job = JOBS[order["job"]](**order["arguments"])
-    try:
+    with _reported(service):
         missing = confine(job.access, order["sandbox"])
-    except OSError as error:  # a process without its sandbox must not open an untrusted file
-        service.send(not_confined(error))
-        os._exit(1)
     if missing:
         service.send({"missing": missing})
     service.listen()
     service.send(_outcome(job, service))
     os._exit(0)  # the destructors of 100,000 samples would take a second
+
+
+@contextmanager
+def _reported(service: _Service) -> Iterator[None]:
+    """Report an error of the host and exit: a process without its limits must not open an untrusted file."""
+    try:
+        yield
+    except OSError as error:
+        service.send(not_confined(error))
+        os._exit(1)
 
 
 def _outcome(job: Any, service: _Service) -> dict[str, Any]:
@@ -105,6 +116,7 @@ def _take_stdout() -> int:
 
 
 def _import_slow_packages() -> None:
+    importlib.import_module("concurrent.futures.thread")
     for name in SLOW:
         importlib.import_module(name)
     importlib.import_module("PIL.Image").init()  # the plugins of all formats

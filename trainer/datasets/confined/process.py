@@ -180,10 +180,14 @@ class _Process:
         with selectors.PollSelector() as ready:  # needs no descriptor, which the service may have no more
             for pipe in (self._stdout, self._stderr):
                 ready.register(pipe, selectors.EVENT_READ)
+            if self._unsent:
+                ready.register(self._stdin, selectors.EVENT_WRITE)
             while b"\n" not in self._received:
-                self._flush()
                 for key, _ in ready.select(TICK_SECONDS):
-                    self._read(key.fd, ready)
+                    if key.fileobj is self._stdin:
+                        self._write(ready)
+                    else:
+                        self._read(key.fd, ready)
                 stop.raise_if_set()
                 room.check()
         line, _, rest = bytes(self._received).partition(b"\n")
@@ -191,10 +195,15 @@ class _Process:
         with answers_checked():
             return protocol.decoded(line)
 
-    def _flush(self) -> None:
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # the exit of the process gives the reason
-            while self._unsent:
-                del self._unsent[: os.write(self._stdin.fileno(), self._unsent[:_CHUNK])]
+    def _write(self, ready: selectors.BaseSelector) -> None:
+        try:
+            del self._unsent[: os.write(self._stdin.fileno(), self._unsent[:_CHUNK])]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:  # the exit of the process gives the reason
+            self._unsent.clear()
+        if not self._unsent:
+            ready.unregister(self._stdin)
 
     def _read(self, fd: int, ready: selectors.BaseSelector) -> None:
         data = os.read(fd, _CHUNK)
