@@ -185,7 +185,9 @@ def _network_of_ranks(setting: str) -> Iterator[Check]:
         if private_network.is_available():
             return
         effect = "fail" if setting == "required" else "can use the network of this host"
-        message = f"user namespaces are forbidden, so runs on several GPUs {effect}; allow them for this user"
+        message = (
+            f"user namespaces are forbidden, so runs on several GPUs {effect}; allow user namespaces for this user"
+        )
         yield Check(name="sandbox", state="warning", message=message)
     except OSError as error:
         message = f"no run can start on this host with several GPUs: {error}"

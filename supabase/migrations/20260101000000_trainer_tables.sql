@@ -167,7 +167,7 @@ end $$;
 create or replace function trainer.guard_ending() returns trigger
 language plpgsql security definer set search_path = '' as $$
 begin
-  -- Nothing has to be stopped if no worker can hold the run. Otherwise each claim would have to end such runs.
+  -- No worker can hold this run, so it ends now. If it stayed, each claim would have to end such runs.
   if old.status = 'queued' and old.lease_expires_at is null and new.status = 'canceling' then
     new.status := 'canceled';
     new.cancel_requested := true;

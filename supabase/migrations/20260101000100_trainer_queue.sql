@@ -70,7 +70,7 @@ begin
   gpu_memory_gb := coalesce(gpu_memory_gb, 0);
 end $$;
 
--- Returns what a worker offers. Its memory is rounded up: a GPU of 23.6 GiB is sold as, and serves, 24 GB.
+-- Returns what a worker offers. Its memory is rounded up, because a GPU that is sold with 24 GB has 23.6 GiB.
 create or replace function trainer.offer(
   capabilities jsonb, out gpus integer, out gpu_memory_gb integer
 ) language sql immutable parallel safe set search_path = '' as $$

@@ -35,7 +35,7 @@ def sandbox(a_host, state):
     return [check.message for check in a_host.findings(state) if check.name == "sandbox"]
 
 
-def test_complete_sandbox_is_ok(a_host, kernel):
+def test_complete_sandbox_is_reported_as_ok(a_host, kernel):
     kernel()
 
     assert sandbox(a_host, "ok") == ["Landlock 7, seccomp, SANDBOX=auto"]
@@ -60,7 +60,7 @@ def test_incomplete_sandbox_is_reported(a_host, kernel, setting, version, error,
     assert expected in message
 
 
-def test_forbidden_user_namespaces_matter_on_hosts_with_several_gpus(a_host, kernel, monkeypatch):
+def test_forbidden_user_namespaces_are_reported_on_hosts_with_several_gpus(a_host, kernel, monkeypatch):
     kernel()
     monkeypatch.setattr(host, "gpus", lambda: (GPU, GPU))
     monkeypatch.setattr(private_network, "is_available", lambda: False)

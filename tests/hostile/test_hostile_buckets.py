@@ -40,7 +40,7 @@ def test_storage_reference_cannot_name_another_bucket(tmp_path, bucket):
         prepared(datasets, f"storage:{bucket}/x")
 
 
-def test_fetcher_refuses_a_bucket_whoever_asks(tmp_path):
+def test_fetcher_itself_refuses_other_buckets(tmp_path):
     """The check does not rely on the parser of references."""
     ref = ObjectRef(bucket="kyc", key="x")
     with service(settings_in(tmp_path)) as datasets, pytest.raises(DatasetError, match="ALLOWED_BUCKETS"):

@@ -119,12 +119,12 @@ def test_shared_models_are_loaded_by_every_owner(load):
 
 @pytest.mark.parametrize("key", [key_of(OF_ALICE), "private/x.pt", f"training_runs/{OF_BOB}/../{OF_ALICE}/1/best.pt"])
 def test_own_row_with_the_key_of_another_run_in_its_results_is_refused(load, key):
-    """In some projects, a user can write the results of an own row."""
+    """In some projects, a user can write the `results` of the user's own rows."""
     with pytest.raises(BadRequest, match=r"published no best\.pt"):
         load(ModelOfRun(run_id=OF_BOB), BOB, rows=[row(OF_BOB, BOB, key)])
 
 
-def test_scope_of_project_and_of_any(load):
+def test_scope_project_needs_same_project_and_scope_any_allows_every_run(load):
     for model in named(OF_ALICE):
         assert load(model, BOB, project_id=PROJECT, scope="project")
         assert load(model, BOB, scope="any")

@@ -56,7 +56,7 @@ def plant(folder: Path, prefix: str) -> None:
 
 
 def give_away(home: Path) -> None:
-    """Make everything old, and another user the owner of the closed and unreadable entries with the suffix `.pt`."""
+    """Make all entries old. Give those with the names `closed.pt` and `unreadable.pt` to another user."""
     for path in [home, *home.rglob("*")]:
         if path.name.endswith(("closed.pt", "unreadable.pt")):
             os.chown(path, OTHER_USER, OTHER_USER, follow_symlinks=False)

@@ -117,7 +117,7 @@ def test_training_cannot_list_the_shared_memory_of_another_training(tmp_path, ho
     assert list(results.values()) == ["done", *3 * ["PermissionError"]]
 
 
-def test_folder_of_multi_process_service_is_no_link_of_another_user(tmp_path):
+def test_link_in_place_of_folder_of_multi_process_service_is_ignored(tmp_path):
     """Each user of the host can create names in /tmp. A training could write to the target of a link."""
     service, link = tmp_path / "service", tmp_path / "nvidia-mps"
     service.mkdir()

@@ -63,7 +63,7 @@ PRIVATE = [
 
 
 @pytest.mark.parametrize("reference", PRIVATE)
-def test_folder_of_the_service_is_no_dataset(prepare, place, reference):
+def test_folder_of_the_service_cannot_be_a_dataset(prepare, place, reference):
     with pytest.raises(DatasetError, match=r"of the service itself|is hidden|outside the allowed folders"):
         prepare(reference.format(home=place / "home"))
 

@@ -45,7 +45,7 @@ def service():
         yield listener
 
 
-def test_ranks_reach_each_other_and_nobody_else(host, service):
+def test_ranks_reach_each_other_and_no_other_service(host, service):
     order = order_for(host.root, devices=(0, 1))
     abstract = "import socket; socket.socket(socket.AF_UNIX).connect('\\0service')"
     peers = [service.getsockname(), ("169.254.169.254", 80), ("192.0.2.1", 443)]
@@ -87,7 +87,7 @@ def test_ranks_without_namespace_reach_only_ephemeral_ports(host):
 
 
 @pytest.mark.parametrize("devices", [(), (0,), (0, 1)])
-def test_adapters_that_reach_other_hosts_without_a_socket_are_closed(host, monkeypatch, devices):
+def test_infiniband_adapters_are_not_allowed(host, monkeypatch, devices):
     listed = os.listdir
     monkeypatch.setattr(
         os, "listdir", lambda path: ["infiniband", "nvidia0", "null"] if path == "/dev" else listed(path)

@@ -52,7 +52,7 @@ def test_process_with_an_earlier_thread_does_not_enter_the_sandbox(host):
     assert "threads that the sandbox would not restrict: python" in json.loads(done.stdout)["refused"]
 
 
-def test_ended_thread_is_no_other_thread():
+def test_ended_thread_is_not_listed():
     code = "import threading; from trainer.sandbox.landlock import other_threads as t; h = threading.Thread(target=print); h.start(); h.join(); print(t())"
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)

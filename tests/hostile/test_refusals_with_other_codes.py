@@ -1,4 +1,4 @@
-"""A rule of the app fails with the code of a wrong key or a missing function. A cancel is still heard."""
+"""A rule of the app fails with the code of a wrong key or a missing function. A cancel request still arrives."""
 
 # ruff: noqa: F811 - fixtures are imported
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The real database refuses a part of what a worker sends. This is no outage: the rest arrives, and a cancel is heard."""
+"""The real database refuses a part of what a worker sends. This is no outage: the rest arrives, and a cancel request arrives."""
 
 # ruff: noqa: F811 - fixtures are imported
 from __future__ import annotations

@@ -139,7 +139,7 @@ def test_same_row_resumes_after_edits_of_other_columns(worker):
     assert worker.warnings(run_id, "resumed") == ["Resumed from the checkpoint of epoch 1."]
 
 
-def test_objects_of_deleted_run_are_no_base_model_of_new_row_with_its_id(supabase_lab):  # noqa: F811
+def test_objects_of_deleted_run_cannot_be_base_model_of_new_row_with_its_id(supabase_lab):  # noqa: F811
     """Over the real database: the user chooses the ID, but neither the time of creation nor the list of artifacts."""
     sql = supabase_lab.stack.sql
     first = sql(f"insert into training_runs (run_name, created_by) values ('a', '{ALICE}') returning id").strip()

@@ -58,7 +58,7 @@ def test_program_has_only_its_own_loopback_and_stays_the_same_user(place, user):
 
 @pytest.mark.skipif(os.getuid() != 0 or not PYTHON, reason="only root can become another user")
 def test_program_starts_in_network_of_host_if_namespaces_are_forbidden(place):
-    """A namespace without more namespaces, as in some containers."""
+    """No namespace can be created, as in some containers."""
     shell = f"echo 0 > /proc/sys/user/max_net_namespaces; exec {PYTHON} -I -S {place}/private_network.py {PYTHON} "
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", f"{shell} -c 'import os; print(os.environ)'"],

@@ -33,7 +33,7 @@ def test_missing_protections_are_returned_without_error(host, monkeypatch, tmp_p
     assert calls == "system calls and network (seccomp: Function not implemented)"
 
 
-def test_unreadable_sample_is_no_missing_protection(tmp_path):
+def test_unreadable_sample_is_not_reported_as_missing_protection(tmp_path):
     """Some network file systems change file identities, which would make a dataset unreadable."""
     (tmp_path / "needed").write_text("x")
     code = f"""
@@ -49,7 +49,7 @@ except OSError as error:
     assert results.stdout == f"False [Errno 13] Permission denied: '{tmp_path / 'needed'}'\n"
 
 
-def test_sockets_and_pipes_are_no_samples(tmp_path):
+def test_sockets_and_pipes_are_not_used_as_samples(tmp_path):
     """Otherwise, a dataset with such a file could not be trained on."""
     os.mkfifo(tmp_path / "pipe")
     code = f"""

@@ -1,4 +1,4 @@
-"""The program of the seccomp filter, executed by a small interpreter, for both machines. And the sockets of an order."""
+"""The program of the seccomp filter, executed by a small interpreter for both machines, and the sockets of an order."""
 
 from __future__ import annotations
 

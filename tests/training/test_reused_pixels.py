@@ -32,7 +32,7 @@ def datasets(tmp_path):
 
 @pytest.fixture(autouse=True)
 def few_samples(base, monkeypatch):
-    """Decode the minimum of samples."""
+    """Decode the minimum number of samples."""
     from trainer.training.speedups import pixels
 
     monkeypatch.setattr(pixels, "SAMPLE_SECONDS", 0)

@@ -22,7 +22,7 @@ TOO_DEEP = f"nested deeper than {DEEPEST} levels; send the settings only"
 def json_from_text(text: str, *, longest: int = LONGEST) -> Json:
     """Return the JSON value of a text.
 
-    Raises ValueError if the text is not JSON, is too long or is nested too deep. Also raises ValueError for a number
+    Raises ValueError if the text is not JSON, is too long or is nested too deeply. Also raises ValueError for a number
     that cannot be stored (NaN, Infinity, 1e999, thousands of digits).
     """
     if len(text) > longest:

@@ -105,7 +105,7 @@ class Requirements:
     gpu_memory_gb: int = 0
 
     def served_by(self, capabilities: Mapping[str, float]) -> bool:
-        """Return whether a worker meets the requirements. Its memory is rounded up: 23.6 GiB are sold as 24 GB."""
+        """Return whether a worker meets the requirements. Its memory is rounded up: 23.6 GiB count as 24."""
         memory = math.ceil(capabilities.get("gpu_memory_gb", 0.0))
         return self.gpus <= capabilities.get("gpus", 0.0) and self.gpu_memory_gb <= memory
 

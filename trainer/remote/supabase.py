@@ -35,7 +35,7 @@ _TRANSIENT_STATUSES = frozenset({408, 425, 429})
 # a value is out of range; a constraint is violated; a limit is exceeded; a trigger raised an exception
 _REFUSAL_CLASSES = frozenset({"22", "23", "54", "P0"})
 _TOO_LARGE_STATUS = 413
-# the role in the key; other errors with the same code come from a value. PTxxx: a rule of the app chose the status xxx
+# the key has an unknown role. Other errors with this code come from a value; PTxxx: a rule of the app chose the status xxx
 _MISSING_ROLE = re.compile('role "[^"]*" does not exist')
 
 

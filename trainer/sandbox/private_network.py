@@ -26,7 +26,7 @@ _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 # the kernel has no such namespace, or its settings, a security module or a container forbid it
 _FORBIDDEN = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
 _LIMITS = ("/proc/sys/user/max_user_namespaces", "/proc/sys/user/max_net_namespaces")
-# gloo and NCCL choose an interface by these variables; a choice for the network of the host would not exist here
+# gloo and NCCL choose an interface by these variables; the interfaces of the host do not exist here
 _INTERFACES = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
@@ -78,7 +78,7 @@ def _try() -> None:
 
 
 def _has_no_namespaces() -> bool:
-    """Return whether a setting of this host forbids all namespaces. The kernel reports this like a used up limit."""
+    """Return whether a setting of this host forbids all namespaces. The kernel reports the same error for a limit that is used up."""
     for name in _LIMITS:
         with open(name) as limit:  # noqa: PTH123
             if int(limit.read()) == 0:

@@ -1,4 +1,4 @@
-"""What this kernel offers for the sandbox. The questions do not restrict this process."""
+"""What this kernel offers for the sandbox. The functions only ask the kernel: they do not restrict this process."""
 
 from __future__ import annotations
 

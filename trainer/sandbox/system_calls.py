@@ -40,7 +40,7 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "fsetxattr": (190, 7), "setxattrat": (463, 463), "removexattr": (197, 14), "lremovexattr": (198, 15),
     "fremovexattr": (199, 16), "removexattrat": (466, 466), "file_setattr": (469, 469), "quotactl": (179, 60),
     "quotactl_fd": (443, 443),
-    # news of files that the process cannot read
+    # notifications about files that the process cannot read
     "inotify_init": (253, None), "inotify_init1": (294, 26), "inotify_add_watch": (254, 27),
     "inotify_rm_watch": (255, 28), "fanotify_init": (300, 262), "fanotify_mark": (301, 263),
     # sockets

@@ -214,7 +214,7 @@ def _object(line: bytes, longest: int, clean_text: Callable[[str], str]) -> Json
     try:
         data = json.loads(line)
         if is_too_deep(data):
-            raise ValueError("it is nested too deep")
+            raise ValueError("it is nested too deeply")
         data = _clean(data, clean_text)
     except (ValueError, RecursionError) as error:
         raise WireError(f"{_quoted(line)} is not JSON: {error}") from None

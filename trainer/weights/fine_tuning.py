@@ -56,7 +56,7 @@ class FineTuning:
         run_id = run_of_key(key)
         if run_id is None:
             raise BadRequest(
-                f"base_model = storage:{key}: a row can start only from objects in {ROOT}/RUN_ID/ of an own run, or in "
+                f"base_model = storage:{key}: a row can start only from objects in {ROOT}/RUN_ID/ of a run of its owner, or in "
                 f"{SHARED}/; let the operator move the object to {SHARED}/"
             )
         row = self._run(run_id, requester, f"storage:{key}")
@@ -74,7 +74,7 @@ class FineTuning:
         if row is None or not self._may_use(row, requester):
             raise BadRequest(
                 f"base_model = {name}: there is no run with this id among the runs of the owner of this row; "
-                "use the id of an own completed run"
+                "use the ID of a completed run of this owner"
             )
         return row
 

@@ -1,4 +1,4 @@
-"""Checkpoint files on this host. A training process wrote them, so every read has a limit, and every claim is checked.
+"""Checkpoint files on this host. A training process wrote them, so every read has a limit, and every value is checked.
 
 A training keeps its newest checkpoints as `checkpoints/epoch-00007.pt` with a sidecar `epoch-00007.json`, which has
 `epoch`, `sha256` and `bytes`. The service keeps downloaded checkpoints in `resumed/`; their sidecars also have `key`.
@@ -43,12 +43,12 @@ _INVALID_ARCHIVE = (
 
 @dataclass(frozen=True, kw_only=True)
 class LocalCheckpoint:
-    """A checkpoint file on this host: `name` in `folder`. `claim` is the unverified content of its sidecar."""
+    """A checkpoint file on this host: `name` in `folder`. `sidecar` is the unverified content of its sidecar file."""
 
     folder: Path
     name: str
     attempt: int  # attempt that wrote the checkpoint
-    claim: Checkpoint
+    sidecar: Checkpoint
     modified_ns: int
 
 
@@ -94,14 +94,14 @@ def read_metadata(path: Path) -> JsonObject:
 def _in_folder(place: Path, name: str) -> Iterator[LocalCheckpoint]:
     with UntrustedFolder(place) as folder:
         for sidecar in _newest_sidecars(folder, name):
-            claim = _read_sidecar(folder, sidecar)
+            claimed = _read_sidecar(folder, sidecar)
             path = sidecar.removesuffix(".json") + ".pt"
-            if claim is None or path != f"{name}/{checkpoint_name(claim.epoch)}":
+            if claimed is None or path != f"{name}/{checkpoint_name(claimed.epoch)}":
                 continue
             with suppress(Unreadable), folder.file(path) as file:
-                attempt = attempt_of(claim.key or "")
+                attempt = attempt_of(claimed.key or "")
                 yield LocalCheckpoint(
-                    folder=place, name=path, attempt=attempt, claim=claim, modified_ns=file.modified_ns
+                    folder=place, name=path, attempt=attempt, sidecar=claimed, modified_ns=file.modified_ns
                 )
 
 

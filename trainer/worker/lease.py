@@ -20,7 +20,7 @@ from trainer.worker.refused_parts import EventDelivery
 
 log = structlog.get_logger()
 
-AFTER_REFUSAL = 0.2  # seconds between heartbeats while a refused event is searched
+AFTER_REFUSAL = 0.2  # seconds between heartbeats while the refused event is not yet found
 
 STOP_FOR = {
     Verdict.CANCEL: StopReason.CANCELED,

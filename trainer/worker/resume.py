@@ -100,32 +100,32 @@ class CheckpointFinder:
         remote = self._remote
         local = [found for folder in self._attempts for found in local_checkpoints(folder)]
         for found in sorted(local, key=self._rank, reverse=True):
-            if remote and (remote.epoch > found.claim.epoch or self._is_superseded(found)):
+            if remote and (remote.epoch > found.sidecar.epoch or self._is_superseded(found)):
                 yield self._download(remote), remote.epoch, attempt_of(remote.key or "")
                 remote = None
-            yield self._verified(found), found.claim.epoch, found.attempt
+            yield self._verified(found), found.sidecar.epoch, found.attempt
         if remote:
             yield self._download(remote), remote.epoch, attempt_of(remote.key or "")
 
     def _rank(self, local: LocalCheckpoint) -> tuple[bool, int, int]:
         """Return the sort key. Of two files with the same epoch, the newer file can include part of the next epoch."""
-        return not self._is_superseded(local), local.claim.epoch, local.modified_ns
+        return not self._is_superseded(local), local.sidecar.epoch, local.modified_ns
 
     def _is_superseded(self, local: LocalCheckpoint) -> bool:
         """Return whether a later attempt on another host trained these epochs again and reported their metrics."""
         later = attempt_of(self._remote.key or "") if self._remote else 0
-        return local.claim.epoch <= self._run.job.last_reported_epoch and local.attempt < later
+        return local.sidecar.epoch <= self._run.job.last_reported_epoch and local.attempt < later
 
     def _verified(self, local: LocalCheckpoint) -> Path | None:
         """Link the checkpoint into the folder `resumed` and return the link, or None if the checkpoint is damaged."""
-        target = self._run.folder.resumed / f"{local.attempt}-{checkpoint_name(local.claim.epoch)}"
+        target = self._run.folder.resumed / f"{local.attempt}-{checkpoint_name(local.sidecar.epoch)}"
         with suppress(Unreadable), UntrustedFolder(local.folder) as folder, folder.file(local.name) as file:
-            if is_intact(file, local.claim.sha256, local.claim.bytes, self._run.stop.raise_if_set):
+            if is_intact(file, local.sidecar.sha256, local.sidecar.bytes, self._run.stop.raise_if_set):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.unlink(missing_ok=True)
                 file.link_to(target)
                 return target
-        self._run.warn("checkpoint_broken", f"The checkpoint of epoch {local.claim.epoch} is damaged.")
+        self._run.warn("checkpoint_broken", f"The checkpoint of epoch {local.sidecar.epoch} is damaged.")
         return None
 
     def _download(self, remote: Checkpoint) -> Path | None:

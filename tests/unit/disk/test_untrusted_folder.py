@@ -71,7 +71,7 @@ def test_other_things_in_place_of_the_folder_count_as_empty(place, what):
         assert folder.listing(".", depth=1, entries=10, is_wanted=lambda _: True).files == []
 
 
-def test_file_with_a_lease_of_another_process_is_not_waited_for(place):
+def test_open_does_not_wait_for_a_lease_of_another_process(place):
     """The owner of a write lease can delay an open call by 45 seconds."""
     code = (
         "import fcntl, os, signal, sys; signal.signal(signal.SIGIO, signal.SIG_IGN); "

@@ -102,7 +102,7 @@ def test_missing_role_of_key_advises_to_replace_key():
 @pytest.mark.parametrize(
     ("code", "status"), [("22023", 400), ("22003", 400), ("23514", 400), ("PT403", 403), ("PT401", 401)]
 )
-def test_value_that_a_rule_refuses_is_no_error_of_the_key(code, status):
+def test_value_that_a_rule_refuses_is_not_reported_as_wrong_key(code, status):
     assert isinstance(refused(code, "cannot extract elements from a scalar", status=status), Refused)
 
 
@@ -129,7 +129,7 @@ def test_error_of_other_server_advises_to_check_url(status):
     [("22P02", 400), ("22003", 400), ("22P05", 400), ("23503", 409), ("23505", 409), ("23514", 400), ("P0001", 400),
      ("54000", 500), ("PGRST102", 400), (None, 413)],
 )  # fmt: skip
-def test_refused_value_is_no_outage(code, status):
+def test_refused_value_does_not_count_as_outage(code, status):
     error = refused(code, status=status)
     assert isinstance(error, Refused)
     assert (code or str(status)) in str(error)

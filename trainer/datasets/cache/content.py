@@ -92,7 +92,7 @@ class ContentCache:
     def _put(self, file: Path, name: str, kind: str = OBJECTS) -> Path:
         path = self._object(name, kind)
         with on_this_disk(path):
-            file.chmod(file.stat().st_mode & 0o444)  # read-only, for those whom the umask allows
+            file.chmod(file.stat().st_mode & 0o444)  # read-only; the umask decides which users can read
             os.utime(file, (time.time(), _entry_time(name)))
             try:
                 file.replace(path)

@@ -54,5 +54,7 @@ def tree_size(tree: Path) -> int:
         before = tree.stat()
         size = sum(path.lstat().st_size for path in tree.rglob("*"))
         with contextlib.suppress(PermissionError):
-            os.utime(tree, ns=(before.st_atime_ns, before.st_mtime_ns))  # reading the tree is no use of it
+            os.utime(
+                tree, ns=(before.st_atime_ns, before.st_mtime_ns)
+            )  # this function does not count as a use of the tree
         return size

@@ -74,7 +74,7 @@ def _outcome(job: Any, service: _Service) -> dict[str, Any]:
 
 
 class _Service:
-    """The other side of the pipes."""
+    """The service, at the other end of stdin and stdout."""
 
     def __init__(self, requests: BinaryIO, answers: int) -> None:
         self._requests = requests

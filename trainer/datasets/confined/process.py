@@ -32,7 +32,7 @@ from trainer.datasets.inspection import Inspect
 
 log = structlog.get_logger()
 
-TICK_SECONDS = 0.1  # between two looks at the stop signal and at the free space
+TICK_SECONDS = 0.1  # between two checks of the stop signal and the free space
 KILL_SECONDS = 5.0  # time for SIGKILL to take effect; a process that waits for a broken disk takes longer
 _CHUNK = 1 << 16  # bytes; as much as a pipe holds
 _LOG_BYTES = 4000  # last bytes of stderr, for the log of the service

@@ -136,7 +136,7 @@ class _Popen(multiprocessing.popen_fork.Popen):
 
 
 class _Forking(threading.local):
-    """The end of a pair that the process forked by this thread inherits."""
+    """The socket for the next process that this thread forks. The process inherits it."""
 
     to_parent: socket.socket | None = None
 

@@ -166,7 +166,7 @@ class ChildTrainer:
 
 
 def _end_orphans(process: ProcessTree) -> None:
-    """End all processes that outlived the tree of a training. Warn its run, although it may be those of another run."""
+    """End all processes that outlived the tree of a training. Warn its run, although the processes may be those of another training."""
     if count := end_orphans():
         log.warning("processes of a training outlived their supervisors and were killed", processes=count)
         message = f"{count} processes were still running after the end of their training. They were killed."

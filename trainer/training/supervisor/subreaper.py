@@ -176,7 +176,7 @@ def _end_like(status: int) -> None:
 
 
 def _remove(folder: str) -> None:
-    # what is left, for example a folder that is nested too deep, is removed by the supervisor
+    # what is left, for example a folder that is nested too deeply, is removed by the supervisor
     with contextlib.suppress(RecursionError, *_FAILURES):
         if os.path.lexists(folder):
             import shutil  # imported here, because the import would slow down every start
