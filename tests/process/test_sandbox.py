@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.process.sandbox_host import PROJECT, needs_landlock
-from trainer.sandbox import landlock, seccomp
+from trainer.sandbox import entry, landlock, seccomp
 from trainer.training.child import access_policy as policy
 
 pytestmark = needs_landlock
@@ -24,8 +24,8 @@ def test_missing_protections_are_returned_without_error(host, monkeypatch, tmp_p
     def refuse(*_, **__):
         raise landlock.SandboxUnavailable(38, "Function not implemented")
 
-    monkeypatch.setattr(policy, "confine_files", refuse)
-    monkeypatch.setattr(policy, "restrict_system_calls", refuse)
+    monkeypatch.setattr(entry, "confine_files", refuse)
+    monkeypatch.setattr(entry, "restrict_system_calls", refuse)
 
     files, calls = policy.confine(host.order, host.environment)
 

@@ -55,9 +55,9 @@ class SandboxUnavailable(OSError):
 class AccessPolicy:
     """Files and folder trees by permission; missing paths are ignored.
 
-    Files in `run` can be read and executed. In `fill`, only regular files and folders can be created. In `unlisted`, files can be
-    written and read by those who know their names. Folders in `names` can be listed. `samples` are some of the files to read
-    and folders to write to, for a test before the sandbox is entered.
+    Files in `run` can be read and executed. In `fill`, only regular files and folders can be created. In `unlisted`,
+    files can be written and read by those who know their names. Folders in `names` can be listed. `samples` are some of
+    the files to read and folders to write to, for a test before the sandbox is entered.
     """
 
     write: tuple[Path, ...] = ()
@@ -72,9 +72,10 @@ class AccessPolicy:
 def confine_files(policy: AccessPolicy, *, tcp: bool, ports: range | None = None) -> None:
     """Restrict the calling thread to the policy. Files that the process writes cannot be executed.
 
-    If `tcp` is False, TCP ports are also closed. If `ports` are given, TCP can connect only to these ports, of any host. Raises `SandboxUnavailable` if the kernel has no Landlock. Raises OSError
-    if this process has another thread, which would stay unrestricted; if a sample would become unusable, which happens
-    on some network file systems; and for every other failure.
+    If `tcp` is False, TCP ports are also closed. If `ports` are given, TCP can connect only to these ports, of any host.
+    Raises `SandboxUnavailable` if the kernel has no Landlock. Raises OSError if this process has another thread, which
+    would stay unrestricted; if a sample would become unusable, which happens on some network file systems; and for every
+    other failure.
     """
     if others := other_threads():
         raise OSError(errno.EBUSY, f"threads that the sandbox would not restrict: {', '.join(others)}")

@@ -9,8 +9,8 @@ import sysconfig
 from pathlib import Path
 
 from trainer.datasets.decoder import Access
-from trainer.sandbox.landlock import AccessPolicy, SandboxUnavailable, confine_files
-from trainer.sandbox.seccomp import restrict_system_calls
+from trainer.sandbox.entry import enter, require
+from trainer.sandbox.landlock import AccessPolicy
 
 MEMORY = 4 << 30  # bytes of address space; the annotations of COCO (0.45 GB of JSON) need about 3 GiB
 CPU_SECONDS = 4 * 3600  # ends a process whose service was killed; one million images take a few minutes
@@ -53,17 +53,8 @@ def confine(access: Access, sandbox: str) -> list[str]:
     """
     if sandbox == "0":
         return []
-    missing = []
-    try:
-        confine_files(_policy(access), tcp=False)
-    except SandboxUnavailable as error:
-        missing.append(f"files (Landlock: {error.strerror})")
-    try:
-        restrict_system_calls(sockets=None)
-    except SandboxUnavailable as error:
-        missing.append(f"system calls and network (seccomp: {error.strerror})")
-    if missing and sandbox == "required":
-        raise OSError(f"SANDBOX=required, and this host does not have: {', '.join(missing)}")
+    missing = enter(_policy(access), sockets=None)
+    require(missing, sandbox)
     return missing
 
 

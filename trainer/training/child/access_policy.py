@@ -19,9 +19,9 @@ from itertools import islice
 from pathlib import Path
 
 from trainer.core.ports import TrainingOrder
-from trainer.sandbox.landlock import AccessPolicy, SandboxUnavailable, confine_files
+from trainer.sandbox.entry import enter
+from trainer.sandbox.landlock import AccessPolicy
 from trainer.sandbox.private_network import PRIVATE_NETWORK
-from trainer.sandbox.seccomp import restrict_system_calls
 from trainer.training.child.socket_policy import ephemeral_ports, mps_folder, sockets_for
 
 _PROJECT = Path(__file__).parents[3]
@@ -62,15 +62,7 @@ def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
         create_gpu_device(Path("/dev"))
     is_shared = sockets.tcp and PRIVATE_NETWORK not in environment
     ports = ephemeral_ports() if is_shared else None  # the ranks listen there; other services listen on lower ports
-    missing = []
-    try:
-        confine_files(access_policy(order, environment), tcp=sockets.tcp, ports=ports)
-    except SandboxUnavailable as error:
-        missing.append(f"files (Landlock: {error.strerror})")
-    try:
-        restrict_system_calls(sockets)
-    except SandboxUnavailable as error:
-        missing.append(f"system calls and network (seccomp: {error.strerror})")
+    missing = enter(access_policy(order, environment), sockets, ports=ports)
     if is_shared:
         missing.append("network of several GPUs (user namespaces are forbidden)")
     return missing

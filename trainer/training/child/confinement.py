@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 from trainer.core.ports import TrainingOrder
+from trainer.sandbox.entry import require
 from trainer.training.child.access_policy import confine
 from trainer.training.wire import SANDBOX, SandboxReport, encode_sandbox
 
@@ -20,21 +21,16 @@ def enter_sandbox(order: TrainingOrder, environment: Mapping[str, str], events_f
     setting = environment.get(SANDBOX, "auto")
     if setting == "0":
         return
-    report = _confined(order, environment, is_required=setting == "required")
+    try:
+        missing = confine(order, environment)
+        require(missing, setting)
+        report = SandboxReport(missing=tuple(missing))
+    except OSError as error:  # any other exception ends the process without a report
+        report = SandboxReport(problem=str(error))
     line = encode_sandbox(report)
     while line:
         line = line[os.write(events_fd, line) :]
     if report.problem:
         os._exit(_FAILED)
-    for missing in report.missing:
-        print(f"Sandbox not available on this host ({missing}): training continues without it.", flush=True)  # noqa: T201 - the run's log
-
-
-def _confined(order: TrainingOrder, environment: Mapping[str, str], *, is_required: bool) -> SandboxReport:
-    try:
-        missing = confine(order, environment)
-    except OSError as error:  # any other exception ends the process without a report
-        return SandboxReport(problem=str(error))
-    if missing and is_required:
-        return SandboxReport(problem=f"SANDBOX=required, and this host does not have: {', '.join(missing)}")
-    return SandboxReport(missing=tuple(missing))
+    for protection in report.missing:
+        print(f"Sandbox not available on this host ({protection}): training continues without it.", flush=True)  # noqa: T201 - the run's log
