@@ -79,7 +79,7 @@ def confine_files(policy: AccessPolicy, *, tcp: bool, ports: range | None = None
     """
     if others := other_threads():
         raise OSError(errno.EBUSY, f"threads that the sandbox would not restrict: {', '.join(others)}")
-    version = call(_CREATE_RULESET, None, 0, 1)
+    version = landlock_version()
     everything = _FILE_RIGHTS.get(version, _ALL_FILE_RIGHTS)
     network = 0 if version < _TCP_VERSION or (tcp and ports is None) else _CONNECT if tcp else _BIND | _CONNECT
     scopes = _ABSTRACT_SOCKETS_AND_SIGNALS if version >= 6 else 0
@@ -104,6 +104,11 @@ def confine_files(policy: AccessPolicy, *, tcp: bool, ports: range | None = None
         _drop_capabilities()
     finally:
         os.close(rules)
+
+
+def landlock_version() -> int:
+    """Return the version of Landlock in this kernel. Raises `SandboxUnavailable` or OSError."""
+    return call(_CREATE_RULESET, None, 0, 1)
 
 
 def other_threads() -> list[str]:

@@ -22,14 +22,15 @@ from trainer.sandbox.system_calls import ARCHITECTURES, PROCESSES, numbers
 _LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06  # instructions of BPF
 _ALLOW, _REFUSE, _MISSING = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 _X32 = 0x40000000  # second set of system call numbers on x86_64
+_SET_FILTER, _ACTION_AVAILABLE = 1, 2  # operations of seccomp
 _EVERY_THREAD, _ALLOW_SPECULATION = 1, 4
 
 _CLONE_THREAD = 0x10000
 _NEW_NAMESPACES = 0x7E020000  # the flags CLONE_NEW* of `clone`
 _KIND = 0xF  # the kind of a socket, without the flags SOCK_NONBLOCK and SOCK_CLOEXEC
 _TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX type into a terminal
-# types of requests to file systems. Some of them change a file that is open only for reading: its flags, version (and so its change
-# time), encryption, or the subvolumes in a folder
+# types of requests to file systems. Some of them change a file that is open only for reading: its flags, version (and so
+# its change time), encryption, or the subvolumes in a folder
 _FILE_SYSTEM_TYPES = (ord("f"), ord("v"), ord("X"), 0x94)
 _FAST_OPEN = 0x20000000  # a flag: connect while sending. Landlock does not see this connection
 
@@ -113,17 +114,28 @@ def restrict_system_calls(sockets: Sockets | None) -> None:
 
     If `sockets` is None, the process can open no socket, start no process or program, and send no signal.
     """
-    machine = platform.machine()
-    if machine not in ARCHITECTURES:
-        raise SandboxUnavailable(errno.ENOSYS, f"no seccomp filter for {machine}")
+    machine = _machine()
     steps = list(_program(machine, sockets))
     code = ctypes.create_string_buffer(
         b"".join(struct.pack("=HBBI", step.code, step.if_true, step.if_false, step.operand) for step in steps)
     )
     program = struct.pack("@HP", len(steps), ctypes.addressof(code))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    if call(numbers(machine)["seccomp"], 1, _EVERY_THREAD | _ALLOW_SPECULATION, program):
+    if call(numbers(machine)["seccomp"], _SET_FILTER, _EVERY_THREAD | _ALLOW_SPECULATION, program):
         raise OSError(errno.EBUSY, "a thread has a different seccomp filter")
+
+
+def require_seccomp() -> None:
+    """Raise `SandboxUnavailable` if this kernel or this module has no filter for this machine, or OSError."""
+    refuse = ctypes.byref(ctypes.c_uint32(_REFUSE & 0xFFFF0000))
+    call(numbers(_machine())["seccomp"], _ACTION_AVAILABLE, 0, refuse)
+
+
+def _machine() -> str:
+    machine = platform.machine()
+    if machine not in ARCHITECTURES:
+        raise SandboxUnavailable(errno.ENOSYS, f"no seccomp filter for {machine}")
+    return machine
 
 
 def _program(machine: str, sockets: Sockets | None) -> Iterator[_Step]:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import platform
 from dataclasses import dataclass
 
-from trainer.sandbox.landlock import SandboxUnavailable, call
-from trainer.sandbox.system_calls import ARCHITECTURES, numbers
+from trainer.sandbox.landlock import SandboxUnavailable, landlock_version
+from trainer.sandbox.seccomp import require_seccomp
 
 SIGNALS = 6  # the version of Landlock that restricts signals (Linux 6.12)
-
-_CREATE_RULESET, _VERSION = 444, 1
-_ACTION_AVAILABLE, _ERRNO = 2, 0x00050000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +24,16 @@ class KernelSupport:
 
 def kernel_support() -> KernelSupport:
     """Ask the kernel."""
-    answers: dict[str, int] = {}
+    answers: dict[str, int | None] = {}
     missing = []
-    for name, ask in (("Landlock", _landlock_version), ("seccomp", _ask_seccomp)):
+    for name, ask in (("Landlock", landlock_version), ("seccomp", require_seccomp)):
         try:
             answers[name] = ask()
         except SandboxUnavailable:
             missing.append(name)
         except OSError as error:
             return KernelSupport(landlock=0, forbidden=f"{name}: {error.strerror}")
-    return KernelSupport(landlock=answers.get("Landlock", 0), missing=tuple(missing))
+    return KernelSupport(landlock=answers.get("Landlock") or 0, missing=tuple(missing))
 
 
 def sandbox_problem(setting: str) -> str | None:
@@ -58,14 +52,3 @@ def sandbox_problem(setting: str) -> str | None:
             "enable it (Linux 5.13 or newer), or set SANDBOX=auto."
         )
     return None
-
-
-def _landlock_version() -> int:
-    return call(_CREATE_RULESET, None, 0, _VERSION)
-
-
-def _ask_seccomp() -> int:
-    machine = platform.machine()
-    if machine not in ARCHITECTURES:
-        raise SandboxUnavailable(errno.ENOSYS, f"no seccomp filter for {machine}")
-    return call(numbers(machine)["seccomp"], _ACTION_AVAILABLE, 0, ctypes.byref(ctypes.c_uint32(_ERRNO)))
