@@ -121,10 +121,13 @@ class GpuCheck:
 
     def _answer(self) -> str:
         """Return the last output line of a process that asks the driver, or a message after the time limit."""
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", self._ask],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self._environment,
-        )  # fmt: skip
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", self._ask],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self._environment,
+            )  # fmt: skip
+        except OSError as error:
+            return f"no process can be started to ask it: {error}"
         try:
             return process.communicate(timeout=self._seconds)[0].decode(errors="replace").strip().rpartition("\n")[2]
         except subprocess.TimeoutExpired:

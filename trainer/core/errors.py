@@ -8,6 +8,7 @@
     ├── RunFailed         the training failed: the run fails with a diagnosis and is never retried
     ├── MachineFailed     the attempt failed because of the host: the run is requeued while attempts remain
     │   ├── HostFailed        the next run would fail, too: counts as a host failure of the worker
+    │   ├── HostSuspected     the same, but a run can cause it: counts only if a test of the worker confirms it
     │   └── HostUnfit         the host does not meet the requirements of the run, but can execute other runs
     ├── Unavailable       a remote service does not answer: the caller retries later
     └── Misconfigured     a setting, a file or the access to a service is wrong: the operator has to fix it
@@ -26,6 +27,8 @@ from contextlib import contextmanager
 
 # error codes of a broken disk or mount
 BROKEN_DISK = frozenset({errno.EIO, errno.EROFS, errno.ESTALE, errno.EUCLEAN, errno.EREMOTEIO})
+# error codes of limits: disk space, processes, memory, open files
+EXHAUSTED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 
 
 class TrainerError(Exception):
@@ -61,9 +64,16 @@ class MachineFailed(TrainerError):
 
 
 class HostFailed(MachineFailed):
-    """The host cannot execute any run: a broken or read-only disk, a missing driver, libraries that cannot be imported.
+    """The host cannot execute any run: a broken or read-only disk, or a process that cannot be started or killed.
 
-    Never raised for errors that the size, the dataset or the model of a run can cause.
+    Never raised for errors that a run can cause or claim.
+    """
+
+
+class HostSuspected(MachineFailed):
+    """The training process reports a broken GPU, driver, disk or installation, or a folder of the dataset is broken.
+
+    The code in a training process can print any message, and a row can name any folder. So the worker tests its host.
     """
 
 
@@ -82,6 +92,11 @@ def disk_failed(error: OSError, message: str) -> MachineFailed:
     return (HostFailed if error.errno in BROKEN_DISK else MachineFailed)(message)
 
 
+def host_failed(error: OSError, message: str) -> MachineFailed:
+    """Return the error for a failed operation of the service: `HostSuspected` for a limit that a run can reach."""
+    return (HostSuspected if error.errno in EXHAUSTED else HostFailed)(message)
+
+
 @contextmanager
 def disk_errors(describe: Callable[[OSError], str]) -> Iterator[None]:
     """Replace an OSError in the block with the error from `disk_failed`, with the message `describe(error)`."""
@@ -92,9 +107,9 @@ def disk_errors(describe: Callable[[OSError], str]) -> Iterator[None]:
 
 
 def raise_if_disk_is_broken(error: Exception, what: str) -> None:
-    """Raise `HostFailed` if `error` shows a broken disk. `what` is the file or folder that cannot be read."""
+    """Raise `HostSuspected` if `error` shows a broken disk. `what` is the file or folder of a dataset."""
     if isinstance(error, OSError) and error.errno in BROKEN_DISK:
-        raise HostFailed(
+        raise HostSuspected(
             f"{what} cannot be read ({error.strerror}): check dmesg and the mounts of this host."
         ) from error
 

@@ -202,11 +202,7 @@ class Datasets(Protocol):
     """Prepares the dataset of a row as a folder for a YOLO training."""
 
     def prepare(
-        self,
-        order: DatasetOrder,
-        folder: Path,
-        stop: StopSignal,
-        on_event: Callable[[Event], None],
+        self, order: DatasetOrder, folder: Path, stop: StopSignal, on_event: Callable[[Event], None]
     ) -> PreparedDataset:
         """Fetch and check the dataset; create its view in the new `folder`. Raises DatasetError, Unavailable."""
 
@@ -237,6 +233,7 @@ class TrainingOrder:
     best_of: Path | None = None  # a verified checkpoint; the training starts from its best weights instead of `model`
     setup: JsonObject | None = None  # the `Setup` that each checkpoint records (core/resumption.py)
     last_reported_epoch: int = 0  # last epoch in the history; the later epochs in `resume` are reported first
+    is_test: bool = False  # test the installation and the GPUs; the model and the dataset are not opened
 
 
 class Trainer(Protocol):
@@ -254,6 +251,9 @@ class Trainer(Protocol):
         Raises `Stopped` if `stop` ended the training (its checkpoints were reported before), or `RunFailed` or
         `MachineFailed` with a diagnosis. After the call, no process of the training is left.
         """
+
+    def test(self, devices: Sequence[int]) -> str | None:
+        """Start a process without a run that uses each GPU in `devices`. Return the problem of this host, or None."""
 
     def close(self) -> None:
         """End the prestarted processes, which have no training order."""

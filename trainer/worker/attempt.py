@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
 from trainer.core.dataset import PreparedDataset
-from trainer.core.errors import BadRequest, HostUnfit, MachineFailed, RunFailed, TrainerError, disk_failed
+from trainer.core.errors import (
+    BadRequest,
+    HostSuspected,
+    HostUnfit,
+    MachineFailed,
+    RunFailed,
+    TrainerError,
+    disk_failed,
+)
 from trainer.core.events import CheckpointSaved, Event, Finished, Phase
 from trainer.core.job import Canceled, Checkpoint, Completed, Failed, Interrupted, JsonObject, Outcome, Retry
 from trainer.core.plan import TrainPlan
@@ -27,6 +36,8 @@ from trainer.worker.run_services import RunServices
 from trainer.worker.slots import AcquiredSlots
 
 log = structlog.get_logger()
+
+NOT_CONFIRMED = "The worker tested this host and found no problem."
 
 
 class Attempt:
@@ -212,12 +223,17 @@ class Attempt:
 
     def _retry_or_fail(self, error: RunFailed | MachineFailed) -> Outcome:
         """Return the outcome after an error of the host or the run. The slots stay acquired during the self-test."""
-        problem = self._services.health.record_failure(self._job.id, error)
+        health, test = self._services.health, partial(self._services.trainer.test, self._slots.gpus)
+        problem = health.record_failure(self._job.id, error, test)
         if problem is None and isinstance(error, RunFailed):
             return self._fail(error)
         is_unfit = isinstance(error, HostUnfit)  # the message of the error already contains the problem
-        message = str(error) if is_unfit or problem in (None, str(error)) else f"{str(error).rstrip('.')}. {problem}"
-        is_hosts = problem is not None or is_unfit
+        is_hosts, message = problem is not None or is_unfit, str(error)
+        if isinstance(error, HostSuspected) and problem is None:
+            problem = NOT_CONFIRMED
+            is_hosts = health.is_first_suspicion(self._job.id)
+        if not is_unfit and problem not in (None, message):
+            message = f"{message.rstrip('.')}. {problem}"
         return Retry(message=message, results=self.publish_unfinished(), host_failed=is_hosts)
 
     def _stopped(self, reason: StopReason) -> Outcome | None:

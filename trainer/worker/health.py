@@ -5,7 +5,8 @@
     on trial ── a training saves a checkpoint, or a run completes ──▶ healthy
              ── a host failure ──▶ unhealthy, for a longer pause
 
-An error is a host failure if no run can cause it (`HostFailed`), or if the self-test fails right after it.
+An error is a host failure if no run can cause it (`HostFailed`), or if the self-test fails right after it. After an error
+that a run can claim (`HostSuspected`), the self-test includes a training process without a run.
 Trainings on other slots continue on an unhealthy host.
 """
 
@@ -14,17 +15,19 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import structlog
 
-from trainer.core.errors import HostFailed
+from trainer.core.errors import HostFailed, HostSuspected
 from trainer.core.threads import thread_running
 
 log = structlog.get_logger()
 
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 600.0  # seconds before a self-test
+MOST_SUSPICIONS = 1000  # runs whose unconfirmed suspicions are remembered
 LAST_TEST = 5.0  # seconds that a shutdown waits for a self-test
 
 
@@ -42,8 +45,10 @@ class Health:
         self._on_trial = False
         self._trial_runs: set[str] = set()  # runs that this worker claimed while on trial, and has not released
         self._failed_runs: set[str] = set()  # runs that failed because of the host or the service
+        self._suspicions: deque[str] = deque(maxlen=MOST_SUSPICIONS)  # runs
         self._setbacks = 0  # failed self-tests and failed trial runs since the last success
         self._next_test = 0.0
+        self._training_test: Callable[[], str | None] | None = None  # set if this test found the problem
         self._wake = threading.Event()  # set while the host is unhealthy, and to end `_watch`
 
     @property
@@ -67,18 +72,36 @@ class Health:
         with self._lock:
             self._trial_runs.discard(run_id)
 
-    def record_failure(self, run_id: str, error: Exception) -> str | None:
+    def record_failure(
+        self, run_id: str, error: Exception, training_test: Callable[[], str | None] = lambda: None
+    ) -> str | None:
         """Count a failure if the host caused it. Return the problem of the host, or None if the run caused the failure.
 
-        This method runs the self-test, so call it before the slots of the run are released.
+        `training_test` tests the host with a training process without a run. It returns the problem of the host, or None.
+        This method tests the host, so call it before the slots of the run are released.
         """
-        found = self._self_test()
+        found, in_training_test = self._self_test(), False
+        if found is None and isinstance(error, HostSuspected):
+            found = training_test()
+            in_training_test = found is not None
         if found is None and not isinstance(error, HostFailed):
             return None
         problem = found or str(error)
         with self._lock:
+            if in_training_test:
+                self._training_test = training_test
             self._count(run_id, problem, at_once=found is not None or bool(self._failed_runs))
         return problem
+
+    def is_first_suspicion(self, run_id: str) -> bool:
+        """Return whether the run suspects this host for the first time. Then another worker can claim the run first.
+
+        From the second time on, each attempt counts, because the tests of this host did not confirm the suspicion.
+        """
+        with self._lock:
+            is_first = run_id not in self._suspicions
+            self._suspicions.append(run_id)
+        return is_first
 
     def record_service_failure(self, run_id: str, problem: str) -> None:
         """Count an internal error of the service: a bug, or the thread limit of this process.
@@ -133,12 +156,12 @@ class Health:
 
     def test_again(self) -> None:
         """Test an unhealthy host. If the test passes, the worker claims a trial run."""
-        found = self._self_test()
+        found = self._self_test() or (self._training_test and self._training_test())
         with self._lock:
             if found:
                 self._set_unhealthy(found)
                 return
-            self._problem, self._on_trial = None, True
+            self._problem, self._on_trial, self._training_test = None, True, None
             self._wake.clear()
         log.info("self-test passed, claiming one run")
 

@@ -13,6 +13,7 @@ process crashed, and the next process delivers the content (orphaned_journals.py
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import threading
@@ -25,7 +26,7 @@ from pathlib import Path
 import structlog
 from pydantic import TypeAdapter
 
-from trainer.core.errors import HostFailed
+from trainer.core.errors import host_failed
 from trainer.core.job import JsonObject, Lease, Outcome, RunEvent
 from trainer.disk import durable
 
@@ -62,7 +63,7 @@ class Journal:
         self._lock = threading.Lock()
         self._pending = list(pending)
         self._next = last_seq + 1
-        self._disk_error: str | None = None
+        self._disk_error: OSError | None = None
 
     @classmethod
     def create(cls, folder: Path, lease: Lease) -> Journal:
@@ -82,13 +83,13 @@ class Journal:
             unnamed.rename(path)
         except OSError as error:
             journal = cls(None, path, lease)
-            journal._note_disk(str(error))
+            journal._note_disk(error)
         return journal
 
     def require_disk(self) -> None:
-        """Raise HostFailed if the journal cannot be written, because a crash would lose the events and the outcome."""
-        if self._disk_error:
-            raise HostFailed(f"The journal of the run cannot be written in {self.path.parent}: {self._disk_error}.")
+        """Raise MachineFailed if the journal cannot be written, because a crash would lose the events and the outcome."""
+        if error := self._disk_error:
+            raise host_failed(error, f"The journal of the run cannot be written in {self.path.parent}: {error}.")
 
     def record(self, kind: str, data: JsonObject) -> None:
         """Add an event of the run."""
@@ -161,12 +162,12 @@ class Journal:
                 durable.sync(self.path)
                 durable.sync(self.path.parent)  # the file name is stored in the folder
         except OSError as error:
-            self._note_disk(str(error))
+            self._note_disk(error)
         else:
             if written < len(text):
-                self._note_disk("no space left")
+                self._note_disk(OSError(errno.ENOSPC, "no space left"))
 
-    def _note_disk(self, error: str) -> None:
+    def _note_disk(self, error: OSError) -> None:
         if not self._disk_error:
-            log.error("journal cannot be written, a crash now would lose events", path=str(self.path), error=error)
+            log.error("journal cannot be written, a crash now would lose events", path=str(self.path), error=str(error))
         self._disk_error = error

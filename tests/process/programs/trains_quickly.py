@@ -68,6 +68,9 @@ class Quick:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.fail_if_due(0)
+        if self.order["is_test"]:
+            self.send(kind="stopped")
+            return
         time.sleep(self.option("seconds_to_start", 0))
         try:
             self.train()

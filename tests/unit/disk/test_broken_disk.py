@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.core.errors import DatasetError, HostFailed, HostUnfit, MachineFailed, disk_failed
+from trainer.core.errors import DatasetError, HostFailed, HostSuspected, HostUnfit, MachineFailed, disk_failed
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.disk import on_this_disk
 from trainer.datasets.findings import Report
@@ -67,7 +67,7 @@ def test_reading_dataset_from_broken_disk_raises_host_failed(tmp_path, monkeypat
         return original(asked, *arguments, **more)
 
     monkeypatch.setattr(owner, name, broken)
-    with pytest.raises(HostFailed, match=os.strerror(number)):
+    with pytest.raises(HostSuspected, match=os.strerror(number)):
         read(path)
 
 

@@ -1,6 +1,6 @@
 """Exceptions of the installed libraries: type, message, resulting error, and a pattern that the diagnosis matches."""
 
-from trainer.core.errors import HostFailed, MachineFailed, RunFailed
+from trainer.core.errors import HostSuspected, MachineFailed, RunFailed
 
 EXCEPTIONS = {
     "cuda out of memory": (
@@ -110,7 +110,7 @@ EXCEPTIONS = {
         MachineFailed,
         "mount and the permissions",
     ),
-    "stale mount": ("OSError", "[Errno 116] Stale file handle: '/data/1.jpg'", HostFailed, "network mount failed"),
+    "stale mount": ("OSError", "[Errno 116] Stale file handle: '/data/1.jpg'", HostSuspected, "network mount failed"),
     "NaN": (
         "RuntimeError",
         "Training failed: NaN persisted for 4 epochs",
@@ -135,7 +135,7 @@ EXCEPTIONS = {
     "no CUDA device": (
         "RuntimeError",
         "CUDA error: no CUDA-capable device is detected",
-        HostFailed,
+        HostSuspected,
         "GPU or its driver",
     ),
     "no NVIDIA driver": (
@@ -144,19 +144,19 @@ EXCEPTIONS = {
             "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU and installed a driver from "
             "http://www.nvidia.com/Download/index.aspx"
         ),
-        HostFailed,
+        HostSuspected,
         "GPU or its driver",
     ),
     "CUDA device busy": (
         "AcceleratorError",
         "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
-        HostFailed,
+        HostSuspected,
         "GPU or its driver",
     ),
     "GPU memory error": (
         "AcceleratorError",
         "CUDA error: uncorrectable ECC error encountered",
-        HostFailed,
+        HostSuspected,
         "GPU or its driver",
     ),
     "illegal memory access": (
@@ -171,7 +171,7 @@ EXCEPTIONS = {
             "Invalid CUDA 'device=0' requested. Use 'device=cpu' or pass valid CUDA device(s) if available\n\n"
             "torch.cuda.is_available(): False"
         ),
-        HostFailed,
+        HostSuspected,
         "GPU or its driver",
     ),
     "device-side assert": (
@@ -183,13 +183,13 @@ EXCEPTIONS = {
     "outdated NVIDIA driver": (
         "RuntimeError",
         "The NVIDIA driver on your system is too old (found version 11040).",
-        HostFailed,
+        HostSuspected,
         "torch does not support",
     ),
     "unsupported new GPU": (
         "AcceleratorError",
         "CUDA error: no kernel image is available for execution on the device",
-        HostFailed,
+        HostSuspected,
         "torch does not support",
     ),
     "NCCL error": (

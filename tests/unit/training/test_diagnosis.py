@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.training.failure_messages import EXCEPTIONS
-from trainer.core.errors import HostFailed, MachineFailed
+from trainer.core.errors import HostSuspected, MachineFailed
 from trainer.core.events import Crashed, Phase
 from trainer.training.supervisor.diagnosis import Evidence, diagnose, stuck
 from trainer.training.supervisor.failure_patterns import CAUSES
@@ -159,10 +159,10 @@ def starting(**facts):
                              is_installation=True)}, "ImportError: libcudart"),
     ],
 )  # fmt: skip
-def test_exit_before_training_order_is_read_becomes_host_failed(facts, words):
+def test_exit_before_training_order_is_read_becomes_host_suspected(facts, words):
     diagnosis = diagnose(starting(**facts))
 
-    assert type(diagnosis) is HostFailed
+    assert type(diagnosis) is HostSuspected
     assert re.search(f"while starting.*{words}.*install requirements.txt again", str(diagnosis))
 
 
@@ -175,16 +175,16 @@ def test_exit_before_training_order_is_read_becomes_host_failed(facts, words):
         {"phase": Phase.LOADING, "crashed": dataclasses.replace(crash("KeyError", "x"), is_installation=True)},
     ],
 )
-def test_signal_or_exit_after_training_order_is_read_does_not_become_host_failed(facts):
-    assert not isinstance(diagnose(evidence(**facts)), HostFailed)
+def test_signal_or_exit_after_training_order_is_read_does_not_become_host_suspected(facts):
+    assert not isinstance(diagnose(evidence(**facts)), HostSuspected)
 
 
 def test_diagnosis_of_stuck_training_names_phase_and_setting():
     assert "1800 s while validating (epoch 7)" in str(stuck(Phase.VALIDATING, 7, 1800.0))
     assert "STALL_SECONDS" in str(stuck(Phase.VALIDATING, 7, 1800.0))
     assert "not ready after 300 s" in str(stuck(Phase.STARTING, 0, 300.0))
-    assert isinstance(stuck(Phase.STARTING, 0, 300.0), HostFailed)
-    assert not isinstance(stuck(Phase.TRAINING, 1, 300.0), HostFailed)
+    assert isinstance(stuck(Phase.STARTING, 0, 300.0), HostSuspected)
+    assert not isinstance(stuck(Phase.TRAINING, 1, 300.0), HostSuspected)
 
 
 @pytest.mark.parametrize(

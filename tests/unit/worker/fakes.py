@@ -52,6 +52,7 @@ class FakeTrainer:
         self.batch = None  # the batch size in the report of the training
         self.during: Callable[[int], None] = lambda epoch: None
         self.orders = []
+        self.test = lambda devices: None  # the problem of the host without a run
         self.stop = StopSignal()  # the stop signal of the current training
 
     def train(self, order, stop, on_event, on_line):

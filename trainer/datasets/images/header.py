@@ -54,7 +54,7 @@ NOT_READ = Facts("", 0, 0, 0, b"", "not read")
 
 
 def facts(path: str) -> Facts:
-    """Return the facts about one image file. Raises `HostFailed` for a broken disk."""
+    """Return the facts about one image file. Raises `HostSuspected` for a broken disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:

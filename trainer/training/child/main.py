@@ -121,6 +121,7 @@ class Commands:
 def _prepare() -> Callable[[TrainingOrder, StopSignal, Callable[[Event], None]], None]:
     try:
         # these modules import torch, so they are imported after the start of the thread that reads stdin
+        from trainer.training.yolo.gpu_test import use_gpus
         from trainer.training.yolo.patches import isolate
         from trainer.training.yolo.train import Training
 
@@ -131,7 +132,22 @@ def _prepare() -> Callable[[TrainingOrder, StopSignal, Callable[[Event], None]],
     except Exception as error:  # noqa: BLE001 - a broken installation is reported like any other failure
         crash = replace(crash_of(error, Phase.STARTING), is_installation=True)
         return lambda _order, _stop, send: send(crash)
-    return lambda order, stop, send: carry_out(Training(order, stop, send), send)
+
+    def carry_out_order(order: TrainingOrder, stop: StopSignal, send: Callable[[Event], None]) -> None:
+        if order.is_test:
+            _test(lambda: use_gpus(len(order.devices)), send)
+        else:
+            carry_out(Training(order, stop, send), send)
+
+    return carry_out_order
+
+
+def _test(use_gpus: Callable[[], None], send: Callable[[Event], None]) -> None:
+    try:
+        use_gpus()
+        send(ChildStopped())
+    except Exception as error:  # noqa: BLE001 - the supervisor decides what each failure means
+        send(crash_of(error, Phase.STARTING))
 
 
 def carry_out(training: Training, send: Callable[[Event], None]) -> None:

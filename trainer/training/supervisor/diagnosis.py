@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from trainer.core.errors import HostFailed, MachineFailed, RunFailed
+from trainer.core.errors import HostSuspected, MachineFailed, RunFailed
 from trainer.core.events import Crashed, Phase
 from trainer.training.supervisor.failure_patterns import CAUSES, HOST_MEMORY, SHARED_MEMORY
 
@@ -50,7 +50,8 @@ class Evidence:
 def diagnose(evidence: Evidence) -> Diagnosis:
     """Return the error for this evidence.
 
-    It is a `RunFailed` if another attempt would fail in the same way, otherwise a `MachineFailed`.
+    It is a `RunFailed` if another attempt would fail in the same way, otherwise a `MachineFailed`. It is never a
+    `HostFailed`, because code in the training process can choose all of this evidence.
     """
     crashed = evidence.crashed
     if _is_broken_installation(evidence):
@@ -70,9 +71,9 @@ def diagnose(evidence: Evidence) -> Diagnosis:
 def stuck(phase: Phase, epoch: int, seconds: float) -> MachineFailed:
     """Return the error of a process that was killed because it sent no event for longer than its phase allows."""
     if phase is Phase.STARTING:
-        return HostFailed(
+        return HostSuspected(
             f"The training process was not ready after {seconds:.0f} s and was killed. Look at the end of the run's "
-            "log. The usual cause is a slow disk for the Python packages.",
+            "log. The usual causes are a slow disk for the Python packages and a GPU driver that hangs.",
         )
     return MachineFailed(
         f"The training was stuck: it made no progress for {seconds:.0f} s {_when(phase, epoch)}, so its process was "
@@ -87,10 +88,10 @@ def _is_broken_installation(evidence: Evidence) -> bool:
     return evidence.crashed.is_installation if evidence.crashed else not evidence.signal
 
 
-def _broken_installation(evidence: Evidence) -> HostFailed:
+def _broken_installation(evidence: Evidence) -> HostSuspected:
     crashed = evidence.crashed
     last = f"{crashed.error}: {crashed.message}" if crashed else f"exit code {evidence.exit_code}: {_last_of(evidence)}"
-    return HostFailed(
+    return HostSuspected(
         f"The training process ended while starting ({_short(last)}): install requirements.txt again, "
         "then run `doctor` on the host.",
     )

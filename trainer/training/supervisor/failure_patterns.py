@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainer.core.errors import HostFailed, MachineFailed, RunFailed
+from trainer.core.errors import HostSuspected, MachineFailed, RunFailed
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ CAUSES = (
     Cause(
         r"no kernel image is available|driver (?:version )?(?:on your system )?is (?:too old|insufficient)"
         r"|forward compatibility was attempted|not compatible with the current PyTorch",
-        HostFailed,
+        HostSuspected,
         "The installed torch does not support this host's GPU or driver: update the driver, or install a torch "
         "that supports it ({quote}).",
     ),
@@ -73,10 +73,10 @@ CAUSES = (
         "The GPUs of this run lost the connection to each other {when}. If it happens again, train on one GPU, or set "
         "NCCL_P2P_DISABLE=1 for the service ({quote}).",
     ),
-    Cause(  # errors that no training can cause
+    Cause(  # errors that a training can claim, but not cause: the worker tests the GPUs itself
         r"no CUDA-capable device|No CUDA GPUs are available|Invalid CUDA 'device=|Found no NVIDIA driver"
         r"|CUDA driver initialization failed|CUDA unknown error|busy or unavailable|uncorrectable (?:NVLink|ECC)",
-        HostFailed,
+        HostSuspected,
         GPU,
     ),
     Cause(  # a training can also cause these errors, so they do not prove a host failure
@@ -106,7 +106,7 @@ CAUSES = (
     ),
     Cause(
         r"Input/output error|Errno 5\b|Stale file handle|Errno 116\b|Transport endpoint|Remote I/O error",
-        HostFailed,
+        HostSuspected,
         "A disk or a network mount failed {when}: look at dmesg on the host ({quote}).",
     ),
     Cause(

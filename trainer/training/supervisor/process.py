@@ -13,7 +13,7 @@ from typing import Literal
 
 import structlog
 
-from trainer.core.errors import HostFailed, MachineFailed
+from trainer.core.errors import HostFailed, HostSuspected, MachineFailed, RunFailed, host_failed
 from trainer.core.events import Event, Finished, Warned
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopReason, StopSignal
@@ -23,6 +23,7 @@ from trainer.sandbox import private_network
 from trainer.training.supervisor.environment import PRIVATE, PRIVATE_ELSEWHERE, child_environment, private_folder
 from trainer.training.supervisor.event_dispatch import EventLimits
 from trainer.training.supervisor.font_list import copy_font_list, make_font_list
+from trainer.training.supervisor.host_test import host_test
 from trainer.training.supervisor.orphans import adopt_orphans, end_orphans
 from trainer.training.supervisor.process_tree import ProcessTree
 from trainer.training.supervisor.shared_memory import SharedMemory
@@ -33,6 +34,7 @@ from trainer.training.wire import FAST_LOADER, SANDBOX, SandboxReport, encode_or
 log = structlog.get_logger()
 
 _IN_PRIVATE_NETWORK = (sys.executable, "-I", "-S", private_network.__file__)
+_TEST_SECONDS = 120.0  # time limit of a test of the host
 _UNUSED_SECONDS = 86_400.0  # after this time, a private folder without a lock counts as left by a crash
 
 
@@ -112,37 +114,45 @@ class ChildTrainer:
         """Implement `Trainer.train`. An exception of `on_event` or `on_line` ends the training and is raised here."""
         stop.raise_if_set()
         try:
-            with self._process(order) as (process, is_prestarted):
+            prestarted = self._take_prestarted(order)
+            with _closed_afterwards(prestarted or self._start(order.devices)) as process:
+                process.send(encode_order(order))
                 watch = TrainingWatch(process, order, stop, self.limits)
                 process.dispatcher.start(on_event, on_line, EventLimits.of(order.plan))
                 if self.sandbox == "0":
                     process.dispatcher.event(unconfined(DISABLED))
                 watch.run(on_training=self.warm)
                 # if a prestarted process ended before it sent an event (out of memory), a new process is started
-                if not is_prestarted or process.events_received or watch.is_stopped_by_us:
+                if not prestarted or process.events_received or watch.is_stopped_by_us:
                     return _with_sandbox(watch.outcome(), process.sandbox)
             return self.train(order, stop, on_event, on_line)
         finally:
             if stop.reason is not StopReason.SHUTDOWN:
                 self.warm()
 
-    @contextlib.contextmanager
-    def _process(self, order: TrainingOrder) -> Iterator[tuple[ProcessTree, bool]]:
-        """Send the training order to a process. Yield the process, and whether it was prestarted. Then end its tree."""
+    def test(self, devices: Sequence[int]) -> str | None:
+        """Implement `Trainer.test`. A process that runs out of memory, or is killed, finds no problem."""
+        limits = replace(self.limits, starting=_TEST_SECONDS)
+        try:
+            with _closed_afterwards(self._start(tuple(devices))) as process:
+                order = host_test(process.folder / "tmp", tuple(devices))
+                process.send(encode_order(order))
+                watch = TrainingWatch(process, order, StopSignal(), limits)
+                watch.run(on_training=lambda: None)
+                watch.test_outcome()
+        except (HostFailed, HostSuspected) as error:
+            return str(error)
+        except (RunFailed, MachineFailed) as error:
+            log.warning("test of the training process has no result", error=str(error))
+        return None
+
+    def _take_prestarted(self, order: TrainingOrder) -> ProcessTree | None:
         with self._lock:
             prestarted, self._prestarted = self._prestarted, None
         if prestarted and (prestarted.ended.is_set() or not self._has_network_for(order)):
             prestarted.close()
-            prestarted = None
-        process = prestarted or self._start(order.devices)
-        shared_memory = SharedMemory()
-        with contextlib.ExitStack() as afterwards:
-            afterwards.callback(process.dispatcher.close)
-            afterwards.callback(shared_memory.remove_new)
-            afterwards.callback(_end_orphans, process)
-            afterwards.callback(process.close)
-            process.send(encode_order(order))
-            yield process, prestarted is not None
+            return None
+        return prestarted
 
     def _has_network_for(self, order: TrainingOrder) -> bool:
         return self.private_network or len(order.devices) <= 1
@@ -152,7 +162,8 @@ class ChildTrainer:
             folder = private_folder(self.home, self.weights)
             copy_font_list(self.home, folder)
         except OSError as error:
-            raise HostFailed(
+            raise host_failed(
+                error,
                 f"The private folder of the training process cannot be created in {self.home} ({error}): free disk "
                 "space, or check the mount and its permissions.",
             ) from error
@@ -163,6 +174,18 @@ class ChildTrainer:
         in_private_network = self.sandbox != "0" and (self.private_network or len(devices or ()) > 1)
         program = [*_IN_PRIVATE_NETWORK, *self.program] if in_private_network else self.program
         return ProcessTree(program, environment, folder, self._locks, DISABLED if self.sandbox == "0" else None)
+
+
+@contextlib.contextmanager
+def _closed_afterwards(process: ProcessTree) -> Iterator[ProcessTree]:
+    """Yield the process. Then end its tree, and remove what it left."""
+    shared_memory = SharedMemory()
+    with contextlib.ExitStack() as afterwards:
+        afterwards.callback(process.dispatcher.close)
+        afterwards.callback(shared_memory.remove_new)
+        afterwards.callback(_end_orphans, process)
+        afterwards.callback(process.close)
+        yield process
 
 
 def _end_orphans(process: ProcessTree) -> None:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trainer.core.errors import HostFailed
+from trainer.core.errors import HostFailed, host_failed
 from trainer.core.events import (
     BatchProgress,
     ChildStopped,
@@ -46,7 +46,7 @@ class ProcessTree:
     keeps `phase`, `epoch`, `events_received` (a count), `tail` (the last lines of output) and `final_event` up to date.
     `ended` is set when no process of the tree is left. Then `exit_code` is the exit code of the program (negative: the
     signal that ended the program). `sandbox` is the program's report on its sandbox, or None before the report; the
-    argument `sandbox` is given if the program sends no report.
+    argument `sandbox` is given if the program sends no report. `folder` is the private folder.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ProcessTree:
         self.final_event: Finished | ChildStopped | Crashed | None = None
         self.ended = threading.Event()
         self.exit_code: int | None = None
-        self._folder = folder
+        self.folder = folder
         self._in_use = contextlib.ExitStack()
         self._in_use.enter_context(locks.held(folder))
         self._unsent = bytearray()
@@ -129,13 +129,13 @@ class ProcessTree:
 
     def _remove_folder(self) -> None:
         with contextlib.suppress(OSError):  # the subreaper has removed the folder, or the next sweep will remove it
-            remove_tree(self._folder)
+            remove_tree(self.folder)
         self._in_use.close()
 
     def _start(self, program: Sequence[str], environment: Mapping[str, str]) -> None:
         self._lifeline, lifeline = socket.socketpair()
         events, child_events = os.pipe()
-        subreaper = [sys.executable, "-I", "-S", _SUBREAPER, str(lifeline.fileno()), str(self._folder)]
+        subreaper = [sys.executable, "-I", "-S", _SUBREAPER, str(lifeline.fileno()), str(self.folder)]
         try:
             self._process = subprocess.Popen(
                 [*subreaper, *program, "--events-fd", str(child_events)],
@@ -152,9 +152,10 @@ class ProcessTree:
             os.close(events)
             self._lifeline.close()
             self._remove_folder()
-            raise HostFailed(
+            raise host_failed(
+                error,
                 f"The training process cannot be started on this host ({error}): install requirements.txt again, "
-                "then run `doctor` on the host."
+                "then run `doctor` on the host.",
             ) from error
         finally:
             lifeline.close()

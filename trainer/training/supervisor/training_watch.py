@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.core.events import Crashed, Finished, Phase
+from trainer.core.events import ChildStopped, Crashed, Finished, Phase
 from trainer.core.ports import TrainingOrder
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.training.supervisor.diagnosis import Evidence, diagnose, stuck
@@ -75,6 +75,11 @@ class TrainingWatch:
             if not is_training and process.phase is Phase.TRAINING:
                 is_training = True
                 on_training()
+
+    def test_outcome(self) -> None:
+        """Return if the process passed the test of its order. Raises `RunFailed` or `MachineFailed` otherwise."""
+        if not isinstance(self._process.final_event, ChildStopped):
+            self.outcome()
 
     def outcome(self) -> Finished:
         """Return the result. Raises `Stopped`, `RunFailed` or `MachineFailed` if there is no result."""
