@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,12 +14,9 @@ from tests.hostile import (
     test_hostile_labels,
 )
 from tests.hostile.damaged_dataset import base, jpeg, with_image, with_label, with_list, with_yaml
-from tests.process.sandbox_host import PROJECT, needs_landlock
+from tests.hostile.dataset_service import DAEMON_MIB, prepared_by_service
+from tests.process.sandbox_host import needs_landlock
 from tests.web_server import body, web_server
-
-PROGRAM = Path(__file__).parent / "programs/prepares_many.py"
-DAEMON_MIB = 150  # the limit for the memory of the service
-SECONDS = 280.0
 
 
 def damaged(cases, entry=""):
@@ -116,16 +109,7 @@ def test_hostile_datasets_do_not_fill_the_memory_of_the_service(tmp_path, group)
     (home / "datasets").mkdir(parents=True)
     with web_server() as server:
         sources = list(write(home, server))
-        cases = "".join(json.dumps({"source": source, "task": None, "split": split}) + "\n" for source in sources)
-        done = subprocess.run(
-            [sys.executable, str(PROGRAM), str(home), server.host],
-            input=cases.encode(),
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(PROJECT)},
-            check=True,
-            timeout=SECONDS,
-        )
-    outcomes = list(map(json.loads, done.stdout.splitlines()))
+        outcomes = prepared_by_service(home, sources, split=split, host=server.host)
 
     assert len(outcomes) == len(sources)
     peaks = {source: outcome["peak"] >> 10 for source, outcome in zip(sources, outcomes, strict=True)}

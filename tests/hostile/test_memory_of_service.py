@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tracemalloc
 import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from tests.hostile.damaged_dataset import jpeg
-from tests.process.sandbox_host import PROJECT, needs_landlock
+from tests.hostile.dataset_service import DAEMON_MIB, prepared_by_service
+from tests.process.sandbox_host import needs_landlock
 from trainer.core.dataset import ObjectRef
 from trainer.core.ports import ObjectInfo
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.source.manifest import take_manifest
 
-PROGRAM = Path(__file__).parent / "programs/prepares_dataset.py"
-DAEMON_MIB = 150  # the limit for the memory of the service
 BOMB = 128 << 20  # bytes of JSON
 
 
@@ -39,20 +34,12 @@ def bomb(path):
         archive.writestr("a.jpg", jpeg())
 
 
-def prepared_by_service(tmp_path, reference):
-    program = [sys.executable, str(PROGRAM), str(tmp_path / "home"), reference]
-    done = subprocess.run(
-        program, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(PROJECT)}, check=True, timeout=280
-    )
-    return json.loads(done.stdout)
-
-
 @needs_landlock
 def test_archive_whose_annotations_expand_too_much_is_rejected(tmp_path):
     (tmp_path / "home/datasets").mkdir(parents=True)
     bomb(tmp_path / "home/datasets/bomb.zip")
 
-    done = prepared_by_service(tmp_path, "bomb.zip")
+    (done,) = prepared_by_service(tmp_path / "home", ["bomb.zip"])
 
     assert "expands to more than 100 times its size" in done["outcome"]
     assert done["peak"] < DAEMON_MIB << 10
@@ -102,7 +89,7 @@ def test_annotations_of_128_mib_do_not_fill_the_memory_of_the_service(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.zip") as archive:
         archive.extractall(tmp_path / "home/datasets/set")
 
-    done = prepared_by_service(tmp_path, "set")
+    (done,) = prepared_by_service(tmp_path / "home", ["set"])
 
     assert "DatasetError" in done["outcome"]
     assert done["peak"] < DAEMON_MIB << 10

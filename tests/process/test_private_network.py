@@ -6,16 +6,13 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
-from pathlib import Path
 
 import pytest
 
+from tests.process.other_user import OTHER_USER, PYTHON, as_user, needs_other_user, readable_folder
 from trainer.sandbox import private_network
 from trainer.sandbox.private_network import PRIVATE_NETWORK
 
-PYTHON = shutil.which("python3", path="/usr/bin")  # other users can execute this program
-OTHER_USER = 65534
 FACTS = """
 import ctypes, json, os, socket
 signal = ctypes.c_int()
@@ -33,19 +30,18 @@ print(json.dumps({
 @pytest.fixture
 def place():
     """Return a folder that other users can read."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        os.chmod(folder, 0o755)
-        shutil.copy(private_network.__file__, f"{folder}/private_network.py")
-        Path(folder, "facts.py").write_text(FACTS)
-        for path in Path(folder).iterdir():
+    with readable_folder() as folder:
+        shutil.copy(private_network.__file__, folder / "private_network.py")
+        (folder / "facts.py").write_text(FACTS)
+        for path in folder.iterdir():
             path.chmod(0o644)
-        yield Path(folder)
+        yield folder
 
 
-@pytest.mark.skipif(os.getuid() != 0 or not PYTHON, reason="only root can become another user")
+@needs_other_user
 @pytest.mark.parametrize("user", [0, OTHER_USER])
 def test_program_has_only_its_own_loopback_and_stays_the_same_user(place, user):
-    command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--pdeathsig=KILL"]
+    command = [*as_user(user), "--pdeathsig=KILL"]
     command += ["--no-new-privs"] if user else []
     program = [PYTHON, "-I", "-S", str(place / "private_network.py"), PYTHON, str(place / "facts.py")]
     done = subprocess.run([*command, *program], stdout=subprocess.PIPE, check=True, env={})
@@ -56,7 +52,7 @@ def test_program_has_only_its_own_loopback_and_stays_the_same_user(place, user):
     }  # fmt: skip
 
 
-@pytest.mark.skipif(os.getuid() != 0 or not PYTHON, reason="only root can become another user")
+@needs_other_user
 def test_program_starts_in_network_of_host_if_namespaces_are_forbidden(place):
     """No namespace can be created, as in some containers."""
     shell = f"echo 0 > /proc/sys/user/max_net_namespaces; exec {PYTHON} -I -S {place}/private_network.py {PYTHON} "

@@ -17,7 +17,7 @@ from trainer.core.plan import TrainPlan
 from trainer.core.ports import TrainingOrder
 from trainer.core.run_folder import OutputFolder
 from trainer.training.supervisor.environment import child_environment, private_folder
-from trainer.training.wire import SANDBOX, decode_event, decode_sandbox, encode_order
+from trainer.training.wire import SANDBOX, decode_event, decode_sandbox, encode_order, encode_stop
 
 PROGRAMS = Path(__file__).parent / "programs"
 STEMS = {"segment": "yolo11n-seg", "pose": "yolo11n-pose", "obb": "yolo11n-obb", "classify": "yolo11n-cls"}
@@ -119,3 +119,16 @@ def run_child(
     process.stdin.close()
     process.stdout.close()
     return run
+
+
+def stop_at(reason, when):
+    """Return a listener that requests a stop at the first event for which `when` is true."""
+    asked = []
+
+    def on_event(event, process):
+        if not asked and when(event):
+            asked.append(event)
+            process.stdin.write(encode_stop(reason))
+            process.stdin.flush()
+
+    return on_event

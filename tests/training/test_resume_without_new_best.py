@@ -11,31 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from child_run import order_for, run_child
+from child_run import order_for, run_child, stop_at
 from drawn import draw
 
 from trainer.core.dataset import Task
 from trainer.core.events import CheckpointSaved, ChildStopped, EpochFinished, Finished, Warned
 from trainer.core.resumption import Setup
 from trainer.core.stop import StopReason
-from trainer.training.wire import encode_stop
 
 pytestmark = [pytest.mark.training, pytest.mark.long]
 
 PLAN = {"epochs": 60, "batch": 4, "args": {"optimizer": "AdamW", "lr0": 0.002, "nbs": 4}}
-
-
-def stop_at(reason, when):
-    """Return a listener that requests a stop at the first event for which `when` is true."""
-    asked = []
-
-    def on_event(event, process):
-        if not asked and when(event):
-            asked.append(event)
-            process.stdin.write(encode_stop(reason))
-            process.stdin.flush()
-
-    return on_event
 
 
 def accuracy(event):

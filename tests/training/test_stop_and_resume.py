@@ -7,7 +7,7 @@ import zipfile
 from types import SimpleNamespace
 
 import pytest
-from child_run import order_for, run_child
+from child_run import order_for, run_child, stop_at
 from drawn import draw
 
 from trainer.core.dataset import Task
@@ -22,22 +22,8 @@ from trainer.core.events import (
 )
 from trainer.core.results_table import epochs_after
 from trainer.core.stop import StopReason
-from trainer.training.wire import encode_stop
 
 pytestmark = pytest.mark.training
-
-
-def stop_at(reason, when):
-    """Return a listener that requests a stop at the first event for which `when` is true."""
-    asked = []
-
-    def on_event(event, process):
-        if not asked and when(event):
-            asked.append(event)
-            process.stdin.write(encode_stop(reason))
-            process.stdin.flush()
-
-    return on_event
 
 
 def in_epoch(number):

@@ -5,10 +5,9 @@ import time
 import pytest
 
 from tests.unit.worker.fakes import Down, Replaced, raising
-from tests.unit.worker.harness import output_of
-from trainer.core.errors import MachineFailed, ObjectMissing, Unavailable
+from tests.unit.worker.harness import interrupted_upload, output_of
+from trainer.core.errors import MachineFailed, ObjectMissing
 from trainer.core.job import Retry
-from trainer.core.stop import StopReason
 
 # ── bugs of the service ──
 
@@ -116,14 +115,7 @@ def test_run_without_folder_is_requeued_with_reason(worker):
 
 
 def test_finished_model_is_published_without_journal(worker):
-    run_id = worker.enqueue()
-
-    def shut_down(path, ref, stop, **more):
-        stop.set(StopReason.SHUTDOWN)  # as at the end of the drain time
-        worker.shutdown.set(StopReason.SHUTDOWN)
-        raise Unavailable("down")
-
-    worker.work(store=Replaced(worker.store, upload=shut_down))
+    run_id, _ = interrupted_upload(worker)
     worker.folders.journals.rename(worker.home / "elsewhere")
     worker.folders.journals.write_text("in the way")
 

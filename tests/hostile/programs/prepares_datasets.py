@@ -1,7 +1,7 @@
-"""A service that prepares datasets, one after the other: `prepares_many.py HOME HOST`.
+"""A service that prepares datasets, one after the other: `prepares_datasets.py HOME HOST`.
 
-Reads one JSON object per line: `source`, `task` and `split`. After each dataset, it prints the outcome and the peak memory
-of the service in KiB since the last dataset. HOST is a web server that the rows can name.
+Reads one JSON object per line: `source`, and the train ratio `split` or null. After each dataset, it prints the outcome
+and the peak memory of the service in KiB since the last dataset. HOST is a web server that the rows can name.
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from trainer.core.dataset import DatasetOrder, SplitRequest, Task
+from trainer.core.dataset import DatasetOrder, SplitRequest
 from trainer.core.errors import TrainerError
 from trainer.core.stop import StopSignal
 from trainer.settings import Settings
@@ -29,7 +29,7 @@ with ExitStack() as opened:
     for number, line in enumerate(sys.stdin):
         case = json.loads(line)
         split = SplitRequest(train_ratio=case["split"]) if case["split"] else None
-        order = DatasetOrder(sources=(case["source"],), task=case["task"] and Task(case["task"]), split=split, imgsz=8)
+        order = DatasetOrder(sources=(case["source"],), split=split, imgsz=8)
         folder = settings.datasets_folder / f"datasets/run_{number}"
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         try:
