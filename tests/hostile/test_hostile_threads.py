@@ -18,7 +18,7 @@ pytestmark = needs_landlock
 # a thread that exists before the sandbox would open any file for the training
 ATTACK = """
 import json, os, queue, sys, threading
-from trainer.training.child.access_policy import confine
+from trainer.training.child.confinement import confine
 from trainer.training.wire import decode_command
 order = decode_command(sys.stdin.buffer.readline())
 wanted, found = queue.Queue(), queue.Queue()

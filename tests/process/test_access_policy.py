@@ -9,6 +9,7 @@ import pytest
 
 from tests.process.sandbox_host import needs_landlock, reading
 from trainer.training.child import access_policy as policy
+from trainer.training.child import confinement
 
 pytestmark = needs_landlock
 
@@ -82,7 +83,7 @@ def test_missing_nvidia_uvm_device_is_created_if_driver_is_loaded(tmp_path, monk
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
-    policy.create_gpu_device(tmp_path)
+    confinement.create_gpu_device(tmp_path)
 
     assert (tmp_path / "arguments").exists() == is_created
     if is_created:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.process.sandbox_host import PROJECT, needs_landlock
 from trainer.sandbox import entry, landlock, seccomp
-from trainer.training.child import access_policy as policy
+from trainer.training.child.confinement import confine
 
 pytestmark = needs_landlock
 
@@ -27,7 +27,7 @@ def test_missing_protections_are_returned_without_error(host, monkeypatch, tmp_p
     monkeypatch.setattr(entry, "confine_files", refuse)
     monkeypatch.setattr(entry, "restrict_system_calls", refuse)
 
-    files, calls = policy.confine(host.order, host.environment)
+    files, calls = confine(host.order, host.environment)
 
     assert files == "files (Landlock: Function not implemented)"
     assert calls == "system calls and network (seccomp: Function not implemented)"

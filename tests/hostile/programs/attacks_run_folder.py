@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "process" / "programs"))
 
 from trains_quickly import Quick, described
 
-from trainer.training.child.access_policy import confine
+from trainer.training.child.confinement import confine
 from trainer.training.wire import SANDBOX, decode_command
 
 

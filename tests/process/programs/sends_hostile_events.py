@@ -8,7 +8,7 @@ import sys
 
 import protocol
 
-from trainer.training.child.access_policy import confine
+from trainer.training.child.confinement import confine
 from trainer.training.wire import decode_command
 
 order = decode_command(sys.stdin.buffer.readline())

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +17,8 @@ from itertools import islice
 from pathlib import Path
 
 from trainer.core.ports import TrainingOrder
-from trainer.sandbox.entry import enter
 from trainer.sandbox.landlock import AccessPolicy
-from trainer.sandbox.private_network import PRIVATE_NETWORK
-from trainer.training.child.socket_policy import ephemeral_ports, mps_folder, sockets_for
+from trainer.training.child.socket_policy import mps_folder
 
 _PROJECT = Path(__file__).parents[3]
 _AMP_CHECK = "yolo26n.pt"  # weights for Ultralytics' test of mixed precision (AMP)
@@ -49,33 +45,6 @@ _SYSTEM_FILES = (
 # prefixes of names in /dev. InfiniBand is not one of them: its adapters reach other hosts without a socket, and all ranks
 # of a training are on one host
 _DEVICES = ("null", "zero", "full", "nvidia", "nvhost", "nvmap", "nvgpu", "dxg", "dri", "kfd")
-
-
-def confine(order: TrainingOrder, environment: Mapping[str, str]) -> list[str]:
-    """Put this thread, and all that it starts later, into the sandbox. Return the protections that the kernel lacks.
-
-    Raises OSError for every other reason: then the process must end, because a run could have caused the error.
-    """
-    order.run_dir.mkdir(parents=True, exist_ok=True)
-    sockets = sockets_for(order)
-    if order.devices:
-        create_gpu_device(Path("/dev"))
-    is_shared = sockets.tcp and PRIVATE_NETWORK not in environment
-    ports = ephemeral_ports() if is_shared else None  # the ranks listen there; other services listen on lower ports
-    missing = enter(access_policy(order, environment), sockets, ports=ports)
-    if is_shared:
-        missing.append("network of several GPUs (user namespaces are forbidden)")
-    return missing
-
-
-def create_gpu_device(devices: Path) -> None:
-    """Create the device file that CUDA needs.
-
-    After a boot, CUDA would start a setuid program to create the file. The sandbox forbids this program.
-    """
-    program = shutil.which("nvidia-modprobe")
-    if program and (devices / "nvidiactl").exists() and not (devices / "nvidia-uvm").exists():
-        subprocess.run([program, "-u", "-c", "0"], stdin=subprocess.DEVNULL, check=False)
 
 
 def access_policy(order: TrainingOrder, environment: Mapping[str, str]) -> AccessPolicy:
