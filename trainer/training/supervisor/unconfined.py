@@ -12,7 +12,7 @@ DISABLED = SandboxReport(missing=("everything (SANDBOX=0)",))  # the report for 
 def unconfined(report: SandboxReport) -> Warned:
     """Return the warning for a run without the protections in `report.missing`."""
     missing = ", ".join(report.missing)
-    message = f"The training runs without a part of its sandbox. Missing on this host: {missing}."
+    message = f"The training runs without a complete sandbox. Missing: {missing}."
     return Warned(code="unconfined", message=message)
 
 
