@@ -19,9 +19,10 @@ from trainer.core.events import Warned
 from trainer.core.job import Completed, Failed, Interrupted, RunEvent, Verdict
 from trainer.core.progress import Progress
 from trainer.training.supervisor.process import ChildTrainer
+from trainer.worker.event_delivery import EventDelivery
 from trainer.worker.event_sink import EventSink
 from trainer.worker.journal import Journal
-from trainer.worker.refused_parts import EventDelivery, finish
+from trainer.worker.outcome_delivery import send
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_only_refused_event_is_missing(worker, rule, journal, number):
     for epoch in range(1, 451):
         journal.record("epoch", {"epoch": epoch})
 
-    status = finish(worker.queue, journal, Completed(results={"mAP": 0.5}, trained_model_url="u"))
+    status = send(worker.queue, journal, Completed(results={"mAP": 0.5}, trained_model_url="u"))
 
     assert status == "completed"
     run_id = journal.lease.job.id
@@ -180,7 +181,7 @@ def test_outcome_is_delivered_without_refused_parts(worker, rule, journal, condi
     rule(ROW_RULE, condition)
     journal.record("epoch", {"epoch": 1})
 
-    assert finish(worker.queue, journal, outcome) == status
+    assert send(worker.queue, journal, outcome) == status
 
     row = worker.row(journal.lease.job.id)
     assert row["status"] == status

@@ -67,8 +67,6 @@ CHILD_PHASES = frozenset(
 )
 # kind → fields that only the worker sets
 _WORKER_FIELDS = {"phase": ("files", "bytes", "rate"), "checkpoint": ("key",)}
-
-
 Number: TypeAlias = Count | Amount | None
 
 

@@ -161,11 +161,7 @@ class Attempt:
             "dataset": order.dataset.summary,
         }
         report.pop("batch", None)
-        metrics = report.get("metrics")
-        report["metrics"] = {
-            **(metrics if isinstance(metrics, dict) else {}),
-            "epoch": report.get("epochs_completed", order.plan.epochs),
-        }
+        report["metrics"] = {**report.get("metrics", {}), "epoch": report.get("epochs_completed", order.plan.epochs)}
         finished = replace(finished, report=report)
         try:
             finished_marker.write(self._folder, finished)

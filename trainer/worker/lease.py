@@ -14,9 +14,9 @@ from trainer.core.errors import Misconfigured, Refused, Unavailable
 from trainer.core.job import Beat, JsonObject, Verdict
 from trainer.core.stop import StopReason, StopSignal
 from trainer.core.threads import thread_running
+from trainer.worker.event_delivery import EventDelivery
 from trainer.worker.journal import Journal
 from trainer.worker.liveness import Liveness
-from trainer.worker.refused_parts import EventDelivery
 
 log = structlog.get_logger()
 

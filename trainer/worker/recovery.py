@@ -14,13 +14,12 @@ from trainer.core.errors import Misconfigured, Unavailable
 from trainer.core.job import Canceled, JsonObject, Outcome, Retry, Verdict
 from trainer.core.ports import AttemptEnd, Queue, Reporter
 from trainer.core.stop import StopReason, StopSignal
-from trainer.worker import refused_parts
 from trainer.worker.error_boundary import call_or, error_boundary
 from trainer.worker.execution import RunHost
 from trainer.worker.folder_owner import belongs_to
 from trainer.worker.journal import Journal
 from trainer.worker.orphaned_journals import set_aside
-from trainer.worker.outcome_delivery import RETRY_FOREVER, delivered
+from trainer.worker.outcome_delivery import RETRY_FOREVER, delivered, send
 from trainer.worker.publish import Publisher
 
 log = structlog.get_logger()
@@ -145,7 +144,7 @@ class OrphanDelivery:
             log.info("recovering run of a crashed process", run_id=run_id, outcome=known and known.kind)
         try:
             outcome = known or self._recovery.recover(journal, stop)
-            status = refused_parts.finish(self._queue, journal, outcome)
+            status = send(self._queue, journal, outcome)
         except (Unavailable, Misconfigured) as error:
             if name not in self._logged:
                 log.warning("outcome not delivered yet, retrying", run_id=run_id, error=str(error))

@@ -53,8 +53,6 @@ def tree_size(tree: Path) -> int:
     except (OSError, ValueError):
         before = tree.stat()
         size = sum(path.lstat().st_size for path in tree.rglob("*"))
-        with contextlib.suppress(PermissionError):
-            os.utime(
-                tree, ns=(before.st_atime_ns, before.st_mtime_ns)
-            )  # this function does not count as a use of the tree
+        with contextlib.suppress(PermissionError):  # this function does not count as a use of the tree
+            os.utime(tree, ns=(before.st_atime_ns, before.st_mtime_ns))
         return size
