@@ -66,7 +66,7 @@ class MachineFailed(TrainerError):
 class HostFailed(MachineFailed):
     """The host cannot execute any run: a broken or read-only disk, or a process that cannot be started or killed.
 
-    Never raised for errors that a run can cause or claim.
+    Never raised for errors that a run can cause or report falsely.
     """
 
 

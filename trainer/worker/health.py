@@ -6,7 +6,7 @@
              ── a host failure ──▶ unhealthy, for a longer pause
 
 An error is a host failure if no run can cause it (`HostFailed`), or if the self-test fails right after it. After an error
-that a run can claim (`HostSuspected`), the self-test includes a training process without a run.
+that a run can report falsely (`HostSuspected`), the self-test includes a training process without a run.
 Trainings on other slots continue on an unhealthy host.
 """
 

@@ -1,4 +1,4 @@
-"""Errors that a run can claim (`HostSuspected`) make the host unhealthy only if a test of the host confirms them."""
+"""Errors that a run can report falsely (`HostSuspected`) make the host unhealthy only if a test confirms them."""
 
 import pytest
 
@@ -32,14 +32,14 @@ def host():
     return Host()
 
 
-def test_claim_is_not_attributed_to_host_if_all_tests_pass(host):
+def test_report_is_not_attributed_to_host_if_all_tests_pass(host):
     for run_id in "aabbcc":
         assert host.fails(run_id) is None
     assert host.health.problem is None
     assert host.training_tests == 6
 
 
-def test_claim_is_attributed_to_host_if_training_without_run_fails(host):
+def test_report_is_attributed_to_host_if_training_without_run_fails(host):
     host.training_problem = FOUND
     assert host.fails("a") == FOUND == host.health.problem
 
@@ -68,8 +68,8 @@ def test_failed_self_test_needs_no_training_without_run(host):
     assert host.training_tests == 0
 
 
-def test_unconfirmed_claims_count_as_attempts_after_the_first(worker):
-    """After the first claim, another worker can claim the run first."""
+def test_unconfirmed_reports_count_as_attempts_after_the_first(worker):
+    """After the first report, another worker can claim the run first."""
     run_id = worker.enqueue()
     worker.datasets.error = CLAIM
     seen = []
@@ -82,7 +82,7 @@ def test_unconfirmed_claims_count_as_attempts_after_the_first(worker):
     assert seen == [("queued", 1, {"w": 1}), ("queued", 2, {"w": 1}), ("failed", 3, {})]
 
 
-def test_confirmed_claims_of_one_worker_count_as_one_failure(worker):
+def test_confirmed_reports_of_one_worker_count_as_one_failure(worker):
     run_id = worker.enqueue()
     worker.datasets.error = CLAIM
     worker.trainer.test = lambda devices: FOUND

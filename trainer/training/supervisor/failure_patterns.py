@@ -73,7 +73,7 @@ CAUSES = (
         "The GPUs of this run lost the connection to each other {when}. If it happens again, train on one GPU, or set "
         "NCCL_P2P_DISABLE=1 for the service ({quote}).",
     ),
-    Cause(  # errors that a training can claim, but not cause: the worker tests the GPUs itself
+    Cause(  # errors that a training can report falsely, but not cause: the worker tests the GPUs itself
         r"no CUDA-capable device|No CUDA GPUs are available|Invalid CUDA 'device=|Found no NVIDIA driver"
         r"|CUDA driver initialization failed|CUDA unknown error|busy or unavailable|uncorrectable (?:NVLink|ECC)",
         HostSuspected,

@@ -33,7 +33,7 @@ def worker(tmp_path):
 
 
 @pytest.mark.parametrize("code", CLAIMS.values(), ids=CLAIMS)
-def test_claims_of_two_runs_do_not_make_host_unhealthy(worker, code):
+def test_false_reports_of_two_runs_do_not_make_host_unhealthy(worker, code):
     worker.behave(with_epoch=code)
     runs = [worker.enqueue() for _ in range(2)]
 
@@ -47,8 +47,8 @@ def test_claims_of_two_runs_do_not_make_host_unhealthy(worker, code):
         assert row["error_message"].endswith(NOT_CONFIRMED)
 
 
-def test_run_that_repeats_its_claim_fails_after_its_attempts(worker):
-    """The first claim lets other workers claim the run first. Each further claim counts as a failed attempt."""
+def test_run_that_repeats_its_false_report_fails_after_its_attempts(worker):
+    """After the first report, other workers can claim the run first. Each further report counts as a failed attempt."""
     worker.behave(at_epoch=1, print=PRINTED, exit=1)  # before the first checkpoint, which would reset the counts
     run_id = worker.enqueue()
 
@@ -63,7 +63,7 @@ def test_run_that_repeats_its_claim_fails_after_its_attempts(worker):
     assert worker.health.problem is None
 
 
-def test_claim_does_not_end_the_trial_of_a_host(worker):
+def test_false_report_does_not_end_the_trial_of_a_host(worker):
     worker.host_problem = "RUNS_DIR is full."
     with worker.health.watched():
         worker.host_problem = None
@@ -77,7 +77,7 @@ def test_claim_does_not_end_the_trial_of_a_host(worker):
 
 
 def test_process_without_run_finds_broken_host(worker):
-    """Here, the claim is true: every process of a training fails."""
+    """Here, the report is true: every process of a training fails."""
     worker.behave(at_epoch=0, print="ImportError: libcudart.so.13", exit=1)
     run_id = worker.enqueue()
 
