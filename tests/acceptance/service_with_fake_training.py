@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from trainer import cli, host  # noqa: E402
-from trainer.training.supervisor.process import ChildTrainer  # noqa: E402
+from trainer.training.supervisor import process  # noqa: E402
 from trainer.wiring import host as wiring_host  # noqa: E402
 from trainer.worker import housekeeping  # noqa: E402
 
@@ -23,7 +23,8 @@ FAKE_TRAINING = ROOT / "tests" / "process" / "programs" / os.environ.get("FAKE_T
 BEHAVIOR = Path(os.environ["TRAINER_HOME"]) / "behavior.json"
 
 program = (sys.executable, str(FAKE_TRAINING), "--behavior", str(BEHAVIOR))
-wiring_host.ChildTrainer = functools.partial(ChildTrainer, program=program, font_list=False)
+wiring_host.ChildTrainer = functools.partial(process.ChildTrainer, program=program)
+process.make_font_list = lambda *_: None  # no training draws a plot
 
 if pretended := int(os.environ.get("PRETENDED_GPUS", "0")):
     gpus = [host.Gpu(index=i, name="Pretended", memory=24 * 2**30, driver="1") for i in range(pretended)]

@@ -38,12 +38,13 @@ if CLOCK.exists():
 sys.path.insert(0, str(ROOT))
 
 from trainer import cli  # noqa: E402
-from trainer.training.supervisor.process import ChildTrainer  # noqa: E402
+from trainer.training.supervisor import process  # noqa: E402
 from trainer.wiring import host as wiring_host  # noqa: E402
 from trainer.worker import housekeeping  # noqa: E402
 
 program = (sys.executable, str(CHILD), "--behavior", str(HOME / "behavior.json"))
-wiring_host.ChildTrainer = functools.partial(ChildTrainer, program=program, font_list=False)
+wiring_host.ChildTrainer = functools.partial(process.ChildTrainer, program=program)
+process.make_font_list = lambda *_: None  # no training draws a plot
 
 housekeeping.EVERY = float(os.environ.get("SWEEP_SECONDS", housekeeping.EVERY))
 

@@ -80,7 +80,7 @@ class UntrustedFile:
             start += len(chunk)
 
     def sha256(self, before_chunk: Callable[[], object]) -> str:
-        """Return the SHA-256 of the content, in hexadecimal. `before_chunk` can raise an exception to stop. Raises OSError."""
+        """Return the SHA-256 of the content in hexadecimal. `before_chunk` can raise an exception to stop. Raises OSError."""
         digest = hashlib.sha256()
         for chunk in self.chunks():
             before_chunk()

@@ -78,7 +78,7 @@ def _try() -> None:
 
 
 def _has_no_namespaces() -> bool:
-    """Return whether a setting of this host forbids all namespaces. The kernel reports the same error for a limit that is used up."""
+    """Return whether a setting of this host forbids all namespaces. The error is the same as for a limit that is used up."""
     for name in _LIMITS:
         with open(name) as limit:  # noqa: PTH123
             if int(limit.read()) == 0:

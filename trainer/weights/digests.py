@@ -1,7 +1,8 @@
 """Check that downloaded weights are the files that Ultralytics published, and that no weights change after their first use.
 
-A weights file is a pickle, so a replaced file could execute code in a training and manipulate its model. Each digest in the table was published
-in at least two independent places. The digest of every official file is recorded at its first use.
+A weights file is a pickle, so a replaced file could execute code in a training and manipulate its model. Each digest in
+the table was published in at least two independent places. The digest of every official file is recorded at its first
+use.
 """
 
 from __future__ import annotations

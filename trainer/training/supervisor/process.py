@@ -60,7 +60,6 @@ class ChildTrainer:
     fast_loader_bytes: int = 0
     sandbox: Literal["required", "auto", "0"] = "auto"
     private_network: bool = False
-    font_list: bool = True
     _locks: FolderLocks = field(default_factory=FolderLocks, init=False)
     _prestarted: ProcessTree | None = field(default=None, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards _prestarted and _closed
@@ -97,12 +96,11 @@ class ChildTrainer:
     def tidy(self) -> None:
         """Remove the private folders of processes whose service and subreapers were killed together.
 
-        Make matplotlib's list of fonts, if `font_list` is set. Raises OSError.
+        Make matplotlib's list of fonts. Raises OSError.
         """
         for folders in self._private_folders:
             folders.sweep()
-        if self.font_list:
-            make_font_list(self.home, self.environment)
+        make_font_list(self.home, self.environment)
 
     def train(
         self,
@@ -189,7 +187,7 @@ def _closed_afterwards(process: ProcessTree) -> Iterator[ProcessTree]:
 
 
 def _end_orphans(process: ProcessTree) -> None:
-    """End all processes that outlived the tree of a training. Warn its run, although the processes may be those of another training."""
+    """End all processes that outlived the tree of a training. Warn its run, although another training may own them."""
     if count := end_orphans():
         log.warning("processes of a training outlived their supervisors and were killed", processes=count)
         message = f"{count} processes were still running after the end of their training. They were killed."
