@@ -97,6 +97,9 @@ REFUSED = {
     "start a process": "import os; os.fork() or os._exit(0)",
     "signal the service": "import os; os.kill({pid}, 0)",
     "change the limits of the service": "import resource; resource.prlimit({pid}, resource.RLIMIT_NOFILE, (3, 3))",
+    "reserve disk space without writing": (
+        "import os; os.posix_fallocate(os.open(job.view + '/x', os.O_CREAT | os.O_WRONLY), 0, 1 << 20)"
+    ),
     "create a file in memory": "import os; os.memfd_create('x')",
     "open a TCP socket": "import socket; socket.socket()",
     "open a Unix socket": "import socket; socket.socket(socket.AF_UNIX)",

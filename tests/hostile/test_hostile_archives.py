@@ -88,6 +88,18 @@ def xz_bomb():
     return bytes(data)
 
 
+def headers(kind, number):
+    """Return a tar with many headers in a row that describe the next member."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 19
+    return (header.tobuf(tarfile.USTAR_FORMAT) + b"19 comment=a header".ljust(512, b"\0")) * number + b"\0" * 1024
+
+
+def hidden_index(size):
+    """Return a zip whose end record declares a central directory of `size` bytes, and has a signature as its offset."""
+    return b"PK\x03\x04" + b"\0" * 26 + struct.pack("<4s4HL4sH", b"PK\x05\x06", 0, 0, 9, 9, size, b"PK\x05\x06", 0)
+
+
 ARCHIVES = {
     "zip: path traversal": lambda: zip_of("../../secret/x.txt"),
     "zip: path traversal in the middle": lambda: zip_of("a/../../x.txt"),
@@ -147,6 +159,9 @@ ARCHIVES = {
         b"00000001000\0",
         b"\xff" * 12,
     ),
+    "tar: many PAX headers in a row": lambda: headers(tarfile.XHDTYPE, 5000),
+    "tar: many global headers in a row": lambda: headers(tarfile.XGLTYPE, 5000),
+    "tar: many long names in a row": lambda: headers(tarfile.GNUTYPE_LONGNAME, 5000),
     "tar: no end marker": lambda: tar_of(file("a.txt"), end=False),
     "tar: truncated": lambda: tar_of(file("a.txt", b"x" * 5000))[:1000],
     "tar: gzip bomb": lambda: gzip.compress(tar_of(file("a.txt", b"\0" * (100 << 20))), 9),
@@ -205,3 +220,9 @@ def test_archive_members_that_could_run_code_are_not_extracted(place, fetcher):
     )
     fetched = fetcher.fetch(parse("set.tar", place / "root"), place / "root/run", StopSignal(), lambda _: None)
     assert sorted(p.name for p in fetched.root.rglob("*") if p.is_file()) == ["-rf.jpg", "data.yaml"]
+
+
+def test_size_of_the_list_of_members_is_found_behind_other_signatures(tmp_path):
+    (tmp_path / "a").write_bytes(hidden_index(65 << 20))
+    with pytest.raises(DatasetError, match="list of members of more than 64 MiB"):
+        extract(tmp_path / "a", tmp_path / "out", StopSignal())

@@ -160,3 +160,22 @@ def test_stored_dataset_with_hostile_object_is_rejected(place, fetcher, make):
 )
 def test_file_that_a_dataset_does_not_need_is_not_fetched(name):
     assert not wanted(name)
+
+
+# ── exports on a disk of the host ──
+
+LOCAL_IMAGES = {
+    "named pipe": os.mkfifo,
+    "folder": os.mkdir,
+    "file of 1 TiB": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 1 << 40),
+}
+
+
+@pytest.mark.parametrize("make", LOCAL_IMAGES.values(), ids=LOCAL_IMAGES)
+def test_local_image_of_export_that_is_no_small_file_is_rejected(fetcher, place, make):
+    (place / "root/set/data/images/train").mkdir(parents=True)
+    make(place / "root/set/data/images/train/a.jpg")
+    records = {**HEAD, "path": "data"}, {"file": "a.jpg", "split": "train"}
+    (place / "root/set/x.ndjson").write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(DatasetError, match=r"not a file of at most"):
+        fetcher.fetch(parse("set/x.ndjson", place / "root"), place / "root/run", StopSignal(), lambda _: None)

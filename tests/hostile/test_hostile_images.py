@@ -228,3 +228,20 @@ def test_named_pipe_among_images_or_labels_is_not_opened(tmp_path):
         os.mkfifo(root / "labels/train/0b.txt")
 
     assert run(tmp_path, damage) == "ok"
+
+
+@pytest.mark.parametrize("name", ["data.yaml", "annotations.json", "obj.names"])
+def test_named_pipe_that_describes_the_dataset_is_not_read(tmp_path, name):
+    def damage(root: Path) -> None:
+        (root / "data.yaml").unlink()
+        os.mkfifo(root / name)
+
+    assert "not a regular file" in run(tmp_path, damage, "")
+
+
+def test_named_pipe_as_list_of_images_is_not_read(tmp_path):
+    def damage(root: Path) -> None:
+        (root / "data.yaml").write_text("train: train.txt\nval: images/val\nnames: [a, b]\n")
+        os.mkfifo(root / "train.txt")
+
+    assert "not a regular file" in run(tmp_path, damage)

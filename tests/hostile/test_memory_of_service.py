@@ -58,6 +58,32 @@ def test_images_with_kept_pixels_do_not_fill_the_memory_of_the_service(tmp_path)
         tracemalloc.stop()
 
 
+def test_objects_in_use_of_a_large_bucket_need_little_memory(tmp_path):
+    cache = ContentCache(tmp_path / "cache", max_bytes=1 << 30, reserve=0)
+    (tmp_path / "run").mkdir()
+    cache.mark_in_use(tmp_path / "run", map(str, range(300_000)))
+    tracemalloc.start()
+    try:
+        cache.make_room(1)
+        assert tracemalloc.get_traced_memory()[1] < 18 << 20  # a set of names would need 30 MB
+    finally:
+        tracemalloc.stop()
+
+
+def test_removal_of_a_large_folder_of_the_cache_needs_little_memory(tmp_path):
+    cache = ContentCache(tmp_path / "cache", max_bytes=1 << 30, reserve=0)
+    with cache.temporary() as tree:
+        tree.mkdir()
+        for number in range(10_000):
+            (tree / f"{number:0200}.txt").touch()
+        tracemalloc.start()
+    try:
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20  # a list of all entries would need 5 MB
+    finally:
+        tracemalloc.stop()
+    assert not tree.exists()
+
+
 class FullBucket:
     """A store with 50,000 objects in one folder."""
 

@@ -63,6 +63,20 @@ confine_files(AccessPolicy(read=(folder,), samples=(folder / "pipe", folder / "s
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
 
 
+def test_sample_that_another_process_removes_is_no_missing_protection(tmp_path):
+    """The folders beside the folders of the service can contain temporary files of other programs."""
+    (tmp_path / "temporary").write_text("x")
+    code = f"""
+import os
+from pathlib import Path
+from trainer.sandbox import landlock
+os.access = lambda path, mode: path.unlink() or True
+file = Path({str(tmp_path / "temporary")!r})
+landlock.confine_files(landlock.AccessPolicy(read=(Path("/usr"), file), samples=(file,)), tcp=False)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
+
+
 def test_unknown_processor_is_reported(monkeypatch):
     monkeypatch.setattr(seccomp.platform, "machine", lambda: "vax")
 

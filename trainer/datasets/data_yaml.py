@@ -22,6 +22,7 @@ MAX_DEPTH = 12  # levels of nesting
 MAX_EVENTS = 500_000
 MAX_CLASSES = 20_000
 MAX_NAME_LENGTH = 200  # characters
+MAX_KEYPOINTS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def read_data_yaml(values: Mapping[str, Any], report: Report) -> DataYaml:
     names, ids = _names(values.get("names"), report)
     nc = _nc(values.get("nc"), names, report)
     kpt_shape = _integers(values.get("kpt_shape"), "kpt_shape", report)
-    if kpt_shape and (len(kpt_shape) != 2 or not 1 <= kpt_shape[0] <= 1000 or kpt_shape[1] not in (2, 3)):
+    if kpt_shape and (len(kpt_shape) != 2 or not 1 <= kpt_shape[0] <= MAX_KEYPOINTS or kpt_shape[1] not in (2, 3)):
         report.add("kpt_shape", problem=f"kpt_shape is {list(kpt_shape)}; it must be [number of keypoints, 2 or 3].")
         kpt_shape = None
     flip_idx = _integers(values.get("flip_idx"), "flip_idx", report)

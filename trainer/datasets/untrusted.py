@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,10 @@ def read_file(path: Path | str, largest: int) -> bytes:
     """Return the content of a file. Raises `DatasetError` if it is unreadable or has more than `largest` bytes."""
     name = printable(Path(path).name)
     try:
-        with Path(path).open("rb") as file:
+        # without O_NONBLOCK, the open of a named pipe would wait for a writer
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise DatasetError(f"{name} is not a regular file. Replace it by a file.")
             data = file.read(largest + 1)
     except OSError as error:
         raise_if_disk_is_broken(error, name)

@@ -156,7 +156,8 @@ def _test_in_thread(rules: int, policy: AccessPolicy) -> None:
             if path in policy.write:
                 tempfile.TemporaryFile(dir=path).close()
             else:
-                os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+                with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
 
     with ThreadPoolExecutor(1) as temporary:
         temporary.submit(attempt).result()

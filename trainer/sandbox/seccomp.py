@@ -112,7 +112,8 @@ _ALWAYS_ALLOWED = ("seccomp",)  # the table has its number only for this module
 def restrict_system_calls(sockets: Sockets | None) -> None:
     """Refuse the system calls of the table from now on, in every thread. Raises `SandboxUnavailable` or OSError.
 
-    If `sockets` is None, the process can open no socket, start no process or program, and send no signal.
+    If `sockets` is None, the process can open no socket, start no process or program, send no signal, and reserve no
+    disk space without writing.
     """
     machine = _machine()
     steps = list(_program(machine, sockets))

@@ -45,17 +45,19 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "inotify_rm_watch": (255, 28), "fanotify_init": (300, 262), "fanotify_mark": (301, 263),
     # sockets
     "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203),
-    # processes, signals and memory: only a process without children does not need them (see PROCESSES)
+    # processes, signals, memory, and disk space without a write: only a process that reads datasets does not need them
+    # (see PROCESSES)
     "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281), "kill": (62, 129),
     "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
     "pidfd_send_signal": (424, 424), "memfd_create": (319, 279), "memfd_secret": (447, 447),
+    "fallocate": (285, 47),
 }  # fmt: skip
 
-# the calls that start, replace or signal a process, or create a file in memory
+# the calls that start, replace or signal a process, create a file in memory, or reserve disk space
 PROCESSES = frozenset(
     {
         "fork", "vfork", "execve", "execveat", "memfd_create", "memfd_secret", "kill", "tkill", "tgkill",
-        "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal",
+        "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal", "fallocate",
     }
 )  # fmt: skip
 

@@ -27,9 +27,10 @@ from typing import TypeAlias
 
 from trainer.core.errors import HostUnfit
 from trainer.datasets.cache.disk import TREE_SIZE, entries, on_this_disk, status, tree_size
-from trainer.datasets.cache.in_use import UseMarks, short
+from trainer.datasets.cache.in_use import UseMarks
 from trainer.datasets.cache.incoming import FileBatch, Incoming, name_of
 from trainer.disk import durable
+from trainer.disk.removal import remove_tree
 
 OBJECTS, DERIVED, TREES = "objects", "derived", "trees"
 AT_ONCE = 10_000  # entries in memory while others are evicted
@@ -163,7 +164,7 @@ class ContentCache:
             durable.sync_below(folder)
             with self._locked():
                 if path.is_dir() and is_whole(path):
-                    shutil.rmtree(folder)
+                    remove_tree(folder)
                 else:
                     self._incoming.remove(path)
                     folder.rename(path)
@@ -228,7 +229,7 @@ class ContentCache:
         in_use = self._in_use.names()
         excess = sum(entry.bytes for entry in self._entries()) + needed - self._max_bytes
         excess = max(excess, needed + self._reserve - shutil.disk_usage(self.root).free)
-        evictable = self._oldest(lambda entry: not entry.is_linked and short(entry.path.name) not in in_use)
+        evictable = self._oldest(lambda entry: not entry.is_linked and entry.path.name not in in_use)
         while excess > 0 and (entry := next(evictable, None)):
             self._incoming.remove(entry.path)
             excess -= entry.bytes

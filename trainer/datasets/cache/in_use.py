@@ -5,10 +5,34 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from trainer.datasets.cache.disk import NOT_OURS, entries
+
+
+class Names:
+    """A set of names in 16 MiB, whatever their number: a dataset can have millions of objects.
+
+    It can also contain a few other names. Their entries stay in the cache a little longer.
+    """
+
+    def __init__(self) -> None:
+        self._bits = bytearray(1 << 24)
+
+    def add(self, name: str) -> None:
+        place, bit = self._place(name)
+        self._bits[place] |= bit
+
+    def __contains__(self, name: str) -> bool:
+        place, bit = self._place(name)
+        return bool(self._bits[place] & bit)
+
+    @staticmethod
+    def _place(name: str) -> tuple[int, int]:
+        number = zlib.crc32(name.encode("utf-8", "replace"))
+        return number >> 8, 1 << (number >> 5 & 7)
 
 
 class UseMarks:
@@ -27,9 +51,9 @@ class UseMarks:
             mark.write(os.path.relpath(user.resolve(), self._root.resolve()))
             mark.writelines(f"\n{name}" for name in names)
 
-    def names(self) -> set[bytes]:
-        """Return the names of all entries in use, short (see `short`). Remove the use marks of removed folders."""
-        names: set[bytes] = set()
+    def names(self) -> Names:
+        """Return the names of all entries in use. Remove the use marks of removed folders."""
+        names = Names()
         root = self._root.resolve()  # folders are stored as relative paths, which are valid under any mount point
         for mark in entries(self.folder):
             if not mark.is_file(follow_symlinks=False):
@@ -40,12 +64,8 @@ class UseMarks:
                 with Path(mark.path).open(errors="replace") as lines:
                     user = next(lines, "").rstrip("\n")
                     if user and os.path.isdir(root / user):  # noqa: PTH112 - never raises
-                        names.update(short(line.rstrip("\n")) for line in lines)
+                        for line in lines:
+                            names.add(line.rstrip("\n"))
                         continue
                 Path(mark.path).unlink(missing_ok=True)
         return names
-
-
-def short(name: str) -> bytes:
-    """Return a part of the name of an entry that identifies it: there can be a million names in memory."""
-    return name[:16].encode()

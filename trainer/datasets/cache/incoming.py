@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import shutil
 import threading
 import time
 import uuid
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from trainer.datasets.cache.disk import NOT_OURS, entries, on_this_disk, status
 from trainer.disk import durable
+from trainer.disk.removal import remove_tree
 
 LARGE = 8 << 20  # bytes; a partial download of a larger object is kept, so that it can be resumed
 STALE_SECONDS = 24 * 3600.0  # older temporary files are leftovers of crashes
@@ -39,7 +39,7 @@ class Incoming:
             try:
                 path.unlink(missing_ok=True)
             except IsADirectoryError:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
 
     @contextmanager
     def receiving(self, identity: str, size: int) -> Iterator[Path]:
@@ -66,7 +66,7 @@ class Incoming:
             finally:
                 # keep the folder only for a partial download: a complete file was already used, or is damaged
                 if is_done or (folder / "object").exists():
-                    shutil.rmtree(folder, ignore_errors=True)
+                    _remove(folder)
 
     def remove(self, path: Path) -> None:
         """Remove an entry. A folder is renamed first, so that no process finds a partially removed folder."""
@@ -84,7 +84,7 @@ class Incoming:
             if found is None or time.time() - found.st_ctime <= STALE_SECONDS or _is_downloading(Path(left.path)):
                 continue
             if left.is_dir(follow_symlinks=False):
-                shutil.rmtree(left.path, ignore_errors=True)
+                _remove(Path(left.path))
             else:
                 with contextlib.suppress(*NOT_OURS):
                     Path(left.path).unlink()
@@ -131,7 +131,13 @@ class FileBatch:
                 # sync the new names: without this sync, a power cut could undo the renames
                 durable.sync_below(self._top)
         finally:
-            shutil.rmtree(batch, ignore_errors=True)
+            _remove(batch)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder. What cannot be removed now is removed by a later sweep."""
+    with contextlib.suppress(OSError):
+        remove_tree(folder)
 
 
 def _is_downloading(folder: Path) -> bool:

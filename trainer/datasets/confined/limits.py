@@ -13,7 +13,7 @@ from trainer.sandbox.entry import enter, require
 from trainer.sandbox.landlock import AccessPolicy
 
 MEMORY = 4 << 30  # bytes of address space; the annotations of COCO (0.45 GB of JSON) need about 3 GiB
-CPU_SECONDS = 4 * 3600  # ends a process whose service was killed; one million images take a few minutes
+CPU_SECONDS = 4 * 3600  # one million images take a few minutes
 OPEN_FILES = 256
 OOM_SCORE = "500"  # when the host runs out of memory, the kernel kills this process, not the service
 
@@ -41,7 +41,9 @@ def limit_resources() -> None:
     ):
         hard = resource.getrlimit(kind)[1]  # a lower limit of the operator cannot be raised, and stays
         limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (limit, limit))
+        # SIGXCPU says why the process ended; at the hard limit, it would be killed like a process without memory
+        soft = max(1, limit - 1) if kind == resource.RLIMIT_CPU else limit
+        resource.setrlimit(kind, (soft, limit))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 

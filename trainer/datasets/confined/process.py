@@ -25,8 +25,9 @@ from trainer.core.errors import DatasetError, MachineFailed
 from trainer.core.stop import StopSignal
 from trainer.core.text import printable
 from trainer.datasets.confined import protocol
-from trainer.datasets.confined.limits import MEMORY
+from trainer.datasets.confined.limits import CPU_SECONDS, MEMORY
 from trainer.datasets.confined.registry import JOBS
+from trainer.datasets.confined.watch import Watch
 from trainer.datasets.decoder import ENOUGH_ROOM, Job, R_co, Room, answers_checked, invalid_answer
 from trainer.datasets.inspection import Inspect
 
@@ -80,7 +81,7 @@ class ConfinedDecoder:
             name = type(job).__name__
             arguments: dict[str, Any] = asdict(job)  # type: ignore[call-overload]
             process.send({"job": name, "arguments": arguments, "sandbox": self.sandbox})
-            result = process.result(stop, room)
+            result = process.result(stop, room, (*job.access.fill, *job.access.write))
             with answers_checked():
                 value: R_co = TypeAdapter(get_type_hints(JOBS[name].run)["return"]).validate_python(result)
             return value
@@ -145,11 +146,12 @@ class _Process:
         """Add a message to the unsent bytes, which `result` sends."""
         self._unsent += protocol.encoded(message)
 
-    def result(self, stop: StopSignal, room: Room) -> Any:
-        """Wait for the result of the job. Raises the error of the job."""
+    def result(self, stop: StopSignal, room: Room, folders: Sequence[str]) -> Any:
+        """Wait for the result of the job, which writes to `folders`. Raises the error of the job."""
         is_room_made = is_reported = False
+        watch = Watch(self._process.pid, folders)
         while True:
-            message = self._next_message(stop, room)
+            message = self._next_message(stop, room, watch)
             if "result" in message:
                 return message["result"]
             if "error" in message:
@@ -176,7 +178,7 @@ class _Process:
         for pipe in (self._stdin, self._stdout, self._stderr):
             pipe.close()
 
-    def _next_message(self, stop: StopSignal, room: Room) -> dict[str, Any]:
+    def _next_message(self, stop: StopSignal, room: Room, watch: Watch) -> dict[str, Any]:
         with selectors.PollSelector() as ready:  # needs no descriptor, which the service may have no more
             for pipe in (self._stdout, self._stderr):
                 ready.register(pipe, selectors.EVENT_READ)
@@ -190,6 +192,7 @@ class _Process:
                         self._read(key.fd, ready)
                 stop.raise_if_set()
                 room.check()
+                watch.check()
         line, _, rest = bytes(self._received).partition(b"\n")
         self._received = bytearray(rest)
         with answers_checked():
@@ -218,9 +221,13 @@ class _Process:
         if len(self._received) > protocol.LONGEST:
             raise invalid_answer("a message without an end")
 
-    def _ended(self) -> MachineFailed:
+    def _ended(self) -> MachineFailed | DatasetError:
         """Return the error for a process that ended without a result."""
         code = self._process.wait(KILL_SECONDS)
+        if code == -signal.SIGXCPU:
+            return DatasetError(
+                f"The dataset needs more than {CPU_SECONDS // 3600} hours of processor time to check. Split the dataset."
+            )
         log.warning("process that reads a dataset ended without a result", exit_code=code, output=self._output())
         if code == -signal.SIGKILL:
             return MachineFailed(

@@ -11,6 +11,7 @@ from trainer.core.dataset import SplitRequest, Task
 from trainer.core.errors import DatasetError
 from trainer.core.json_text import storable
 from trainer.core.text import printable
+from trainer.datasets.data_yaml import MAX_KEYPOINTS
 from trainer.datasets.findings import Report
 from trainer.datasets.samples import SPLIT_WORDS, SPLITS
 from trainer.datasets.untrusted import read_file
@@ -122,6 +123,9 @@ def keypoints(documents: Sequence[Object], report: Report) -> tuple[tuple[int, i
         report.add("kpt_shape", problem=problem)
         return None, None
     names = lists.pop()
+    if len(names) > MAX_KEYPOINTS:
+        report.add("kpt_shape", problem=f"A category has {len(names)} keypoints; the limit is {MAX_KEYPOINTS}.")
+        return None, None
     flip = tuple(names.index(other) if (other := _mirrored(name)) in names else -1 for name in names)
     return (len(names), 3), flip if sorted(flip) == list(range(len(names))) else None
 

@@ -23,6 +23,7 @@ from trainer.datasets.images.dimensions import (
 WHOLE = 1 << 20  # bytes; of a larger file, only three parts are hashed (but all bytes of BMP and TIFF)
 _ORIENTATION = 0x0112  # the EXIF tag of the orientation
 MIN_SIDE = 10  # pixels; Ultralytics ignores smaller images
+MOST_METADATA = 16 << 20  # bytes before the pixels of a JPEG; Pillow needs minutes for 100 MB in many segments
 
 
 class Facts(NamedTuple):
@@ -56,7 +57,7 @@ NOT_READ = Facts("", 0, 0, 0, b"", "not read")
 def facts(path: str) -> Facts:
     """Return the facts about one image file. Raises `HostSuspected` for a broken disk."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise_if_disk_is_broken(error, "An image of the dataset")
         return Facts("", 0, 0, 0, b"", f"cannot be opened: {error.strerror}")
@@ -94,7 +95,7 @@ def facts(path: str) -> Facts:
 
 def read_small(path: str, most: int) -> bytes:
     """Return up to `most` bytes of a file. `open` is not used, because it is slow for small files."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         data = os.read(descriptor, min(most, HEAD))
         while len(data) >= HEAD and len(data) < most and (more := os.read(descriptor, most - len(data))):
@@ -168,7 +169,7 @@ def _orientation(kind: str, head: bytes, descriptor: int, size: int, path: str) 
             scan, _ = jpeg_segment(head, descriptor, size, JPEG_SCAN)
             if scan <= len(head) and b"\xff\xe1" not in head[:scan]:
                 return True, False
-            return _pillow_orientation(path)
+            return _pillow_orientation(path) if scan <= MOST_METADATA else (False, False)
         case "png":
             before, has_pixels, _ = head.partition(b"IDAT")
             may_rotate = not has_pixels or b"eXIf" in before or b"exif" in before or b"XML:com.adobe.xmp" in before

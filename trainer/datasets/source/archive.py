@@ -46,7 +46,8 @@ def is_archive(name: str) -> bool:
 
 def sniff(file: Path) -> str | None:
     """Return "zip" or "tar" according to the first bytes of the file, or None for any other file."""
-    with file.open("rb") as opened:
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a user can replace it by a named pipe
+    with os.fdopen(descriptor, "rb") as opened:
         head = opened.read(262 + 3)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
@@ -115,6 +116,8 @@ class Extraction:
         """Turn the exceptions of zipfile and tarfile for a damaged archive into `DatasetError`."""
         try:
             yield
+        except RecursionError:  # tarfile calls itself for each header that describes the next header
+            self.fail("has too many headers in a row. Create it again")
         except (ValueError, OverflowError, NotImplementedError) as error:
             self.fail(f"cannot be read ({error}). Create it again")
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
@@ -222,15 +225,19 @@ def _is_text(path: str) -> bool:
 
 
 def _zip_index_size(archive: Path) -> int:
-    """Return the size of the central directory that zipfile will read, as declared in the end record."""
+    """Return the largest size of a central directory that an end record declares. zipfile reads one of these sizes.
+
+    The comment or a field of the real end record can contain the signature of another end record.
+    """
     with archive.open("rb") as opened:
         opened.seek(max(0, archive.stat().st_size - 65557))
         tail = opened.read()
-    at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or len(tail) < at + 16:
-        return 0  # zipfile will report the damage
-    size = int.from_bytes(tail[at + 12 : at + 16], "little")
-    zip64 = tail.rfind(b"PK\x06\x06", 0, at)
-    if size == 0xFFFFFFFF and zip64 >= 0:
-        size = int.from_bytes(tail[zip64 + 40 : zip64 + 48], "little")
-    return size
+    sizes = [0]
+    for signature, place, length in ((b"PK\x05\x06", 12, 4), (b"PK\x06\x06", 40, 8)):
+        at = tail.find(signature)
+        while at >= 0:
+            size = tail[at + place : at + place + length]
+            if len(size) == length and size != b"\xff" * 4:  # in a zip64, the second record has the size
+                sizes.append(int.from_bytes(size, "little"))
+            at = tail.find(signature, at + 1)
+    return max(sizes)

@@ -176,10 +176,12 @@ def _class_names(head: dict[str, Any], where: str) -> dict[int, str]:
 def _class_folders(names: dict[int, str]) -> dict[int, str]:
     """Return a folder name per class: the class name if it is safe and unique, otherwise classN."""
     folders: dict[int, str] = {}
+    taken: set[str] = set()
     for number, name in names.items():
         is_plain = re.fullmatch(r"\w([\w -]*[\w-])?", name) and unicodedata.is_normalized("NFC", name)
         is_safe = is_plain and len(name.encode()) < 200
-        folders[number] = name if is_safe and name not in folders.values() else f"class{number}"
+        folders[number] = name if is_safe and name not in taken else f"class{number}"
+        taken.add(folders[number])
     return folders
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -121,6 +122,9 @@ class WebSource:
         if isinstance(source, str):
             self._fetch(put, source, place, staging, stop, meter, max_bytes=MAX_IMAGE_BYTES)
         else:
+            found = source.stat()
+            if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_IMAGE_BYTES:
+                raise DatasetError(f"{shown(place)} is not a file of at most {MAX_IMAGE_BYTES >> 20} MiB. Replace it.")
             with on_this_disk(staging):
                 (staging / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, staging / place)

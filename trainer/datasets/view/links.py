@@ -110,7 +110,7 @@ def view_names(names: Sequence[str]) -> list[str]:
 
     Names are kept if possible, so that the images of a flat dataset keep their order.
     """
-    taken: set[str] = set()
+    taken: dict[str, int] = {}  # stem in lower case → number of the last name that was made from it
     result = []
     for name in names:
         folder, _, last = name.rpartition("/")
@@ -119,11 +119,12 @@ def view_names(names: Sequence[str]) -> list[str]:
         stem = _safe(stem)
         if stem.casefold() in taken:
             stem = _safe(f"{folder.replace('/', '_')}_{stem}" if folder else stem)
-        unique, number = stem, 1
+        unique, number = stem, taken.get(stem.casefold(), 1)
         while unique.casefold() in taken:
             number += 1
             unique = f"{stem}_{number}"
-        taken.add(unique.casefold())
+        taken[stem.casefold()] = number
+        taken[unique.casefold()] = 1
         result.append(f"{unique}.{suffix}")
     return result
 
