@@ -45,7 +45,7 @@ def test_categories_with_many_keypoints():
     category = {"id": 1, "name": "a", "keypoints": [f"left{number}" for number in range(60_000)]}
     report, began = Report(), time.process_time()
 
-    assert keypoints([{"categories": [category]}], report) == (None, None)
+    assert keypoints([{"images": [], "categories": [category]}], report) == (None, None)
 
     assert time.process_time() - began < SECONDS
     assert "the limit is 1000" in report.findings[0].message
