@@ -28,7 +28,8 @@ from trainer.core.stop import StopSignal
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetched_tree import Fetched
-from trainer.datasets.source.reference import ReferenceRules, Roots
+from trainer.datasets.source.reference import ReferenceRules
+from trainer.datasets.source.roots import Roots
 
 
 class OnDisk:

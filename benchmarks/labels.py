@@ -20,7 +20,8 @@ from benchmarks.photos import BATCH, environment
 from trainer.core.dataset import DatasetOrder, PreparedDataset
 from trainer.core.stop import StopSignal
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.reference import ReferenceRules, Roots
+from trainer.datasets.source.reference import ReferenceRules
+from trainer.datasets.source.roots import Roots
 
 
 def figures(*, tiny: bool) -> Iterator[Figure]:

@@ -33,7 +33,8 @@ from trainer.core.ports import ObjectInfo
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import ReferenceRules, Roots
+from trainer.datasets.source.reference import ReferenceRules
+from trainer.datasets.source.roots import Roots
 from trainer.remote.storage_api import StorageApi
 from trainer.remote.web import GuardedClient
 from trainer.storage.supabase import SupabaseObjectStore

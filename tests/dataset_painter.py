@@ -13,7 +13,8 @@ from trainer.core.dataset import DatasetOrder, PreparedDataset, SplitRequest, Ta
 from trainer.core.stop import StopSignal
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetched_tree import Fetched
-from trainer.datasets.source.reference import ReferenceRules, Roots
+from trainer.datasets.source.reference import ReferenceRules
+from trainer.datasets.source.roots import Roots
 
 NAMES = ("square", "disc")
 

@@ -13,7 +13,8 @@ from tests.web_server import web_server
 from trainer.core.retry import RetryPolicy
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import ReferenceRules, Roots
+from trainer.datasets.source.reference import ReferenceRules
+from trainer.datasets.source.roots import Roots
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
 

@@ -25,7 +25,8 @@ from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetched_tree import Fetched
-from trainer.datasets.source.reference import ReferenceRules, Roots
+from trainer.datasets.source.reference import ReferenceRules
+from trainer.datasets.source.roots import Roots
 
 SECONDS = 20.0  # seconds of CPU time for one case on a slow host; most cases take milliseconds
 MEBIBYTES = 600  # limit for the growth of the process memory in one case

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from trainer.datasets.source.reference import ReferenceRules, Roots, parse_reference
+from trainer.datasets.source.reference import ReferenceRules, parse_reference
+from trainer.datasets.source.roots import Roots
 
 SECRET = "root:x:0:0"
 

@@ -21,7 +21,8 @@ from trainer.datasets.confined.process import ConfinedDecoder
 from trainer.datasets.decoder import Room, here
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.reference import ReferenceRules, Roots
+from trainer.datasets.source.reference import ReferenceRules
+from trainer.datasets.source.roots import Roots
 
 PROGRAMS = Path(__file__).parent / "programs"
 FINGERPRINT = "0" * 64

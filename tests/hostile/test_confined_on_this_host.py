@@ -18,7 +18,8 @@ from trainer.core.errors import MachineFailed
 from trainer.core.stop import StopSignal
 from trainer.datasets.confined.process import ConfinedDecoder
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.reference import ReferenceRules, Roots
+from trainer.datasets.source.reference import ReferenceRules
+from trainer.datasets.source.roots import Roots
 
 
 def test_service_without_free_descriptors_reports_the_host_and_recovers(tmp_path):

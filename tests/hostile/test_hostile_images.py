@@ -21,7 +21,8 @@ from tests.hostile.damaged_dataset import (
 from trainer.core.dataset import DatasetOrder
 from trainer.core.stop import StopSignal
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.reference import ReferenceRules, Roots
+from trainer.datasets.source.reference import ReferenceRules
+from trainer.datasets.source.roots import Roots
 
 
 def png(width: int, height: int, tail: bytes = b"IEND") -> bytes:

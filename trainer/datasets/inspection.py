@@ -20,7 +20,7 @@ from trainer.datasets.findings import Report, finding_of, require_possible
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.samples import SPLITS
 from trainer.datasets.source.json_lines import read_lines, write_lines
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.roots import Roots
 
 if TYPE_CHECKING:
     from trainer.datasets.checks.check import Checked

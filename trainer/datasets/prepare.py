@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -34,8 +33,6 @@ from trainer.disk.removal import remove_tree
 
 LARGEST_SHEET = 64 << 20  # bytes
 MOST_PIXELS = 300_000  # images; the decoded pixels of further images are not kept
-NO_DATASETS = tuple(map(Path, ("/proc", "/sys", "/dev", "/run", "/etc")))
-BUT_DATASETS = tuple(map(Path, ("/dev/shm", "/run/media")))  # noqa: S108 - memory and removable disks
 OnEvent = Callable[[Event], None]
 
 
@@ -137,11 +134,13 @@ class FetchedDatasets:
                 new.mkdir()
             if self.facts:
                 self.facts.lend(order, made / FACTS)
+        private = [source.root for source in fetched if source.is_private]
+        shared = [source.root for source in fetched if not source.is_private]
         job = Inspect(
             order=asdict(order),
             sources=tuple(asdict(source) for source in fetched),
             roots=roots_as_json(self.rules.roots),
-            readable=self._readable(fetched),
+            readable=(*private, *self.rules.roots.open_parts(shared)),
             made=str(made),
             view=str(view) if view else None,
             has_facts=self.facts is not None,
@@ -165,37 +164,6 @@ class FetchedDatasets:
             is_private=fetched.is_private,
             findings=tuple(map(asdict, fetched.findings)),
         )
-
-    def _readable(self, sources: Sequence[Source]) -> tuple[str, ...]:
-        """Return the folders that the checks may read: a YAML in a folder of the user can name every root."""
-        private = [str(path.resolve()) for path in self.rules.roots.private]
-        own = [Path(source.root) for source in sources if not source.is_private]
-        shared = [root.resolve() for root in (self.rules.roots.dataset_root, *self.rules.roots.extra)] if own else []
-        # a local run can name any folder of the host
-        named = (
-            path
-            for path in dict.fromkeys((*own, *BUT_DATASETS))
-            if any(path.is_relative_to(folder) for folder in NO_DATASETS) and any(map(path.is_relative_to, shared))
-        )
-        open_parts = (
-            *(part for root in shared for part in without(str(root), [*private, *map(str, NO_DATASETS)])),
-            *(part for path in named for part in without(str(path), private)),
-        )
-        return (*(source.root for source in sources if source.is_private), *dict.fromkeys(open_parts))
-
-
-def without(folder: str, closed: Sequence[str]) -> Iterator[str]:
-    """Yield the parts of a folder that are outside the folders `closed`. Links are left out."""
-    below = f"{folder.rstrip('/')}/"
-    inside = [path for path in closed if path == folder or path.startswith(below)]
-    if not inside:
-        yield folder
-    elif folder not in inside:
-        with contextlib.suppress(OSError):  # a folder that cannot be listed
-            with os.scandir(folder) as entries:  # a folder of datasets can have thousands of entries
-                children = sorted(entry.path for entry in entries if not entry.is_symlink())
-            for child in children:
-                yield from without(child, inside)
 
 
 def _identities(made: Path) -> Iterator[tuple[str, str]]:

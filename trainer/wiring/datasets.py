@@ -22,7 +22,8 @@ from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.inspection import Inspected
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import ReferenceRules, Roots, parse_reference
+from trainer.datasets.source.reference import ReferenceRules, parse_reference
+from trainer.datasets.source.roots import Roots
 from trainer.remote.web import GuardedClient
 from trainer.settings import Settings, process_environment
 from trainer.training.exports import available_exports

@@ -11,7 +11,8 @@ from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
 from trainer.datasets.inspection import Inspected
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.reference import ReferenceRules, Roots
+from trainer.datasets.source.reference import ReferenceRules
+from trainer.datasets.source.roots import Roots
 from trainer.datasets.view.contact_sheet import CAPTION, CELL, COLUMNS
 
 

@@ -12,7 +12,7 @@ from trainer.core.stop import StopSignal
 from trainer.datasets.findings import Report
 from trainer.datasets.formats.detect import recognize
 from trainer.datasets.formats.source_tree import Tree
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.roots import Roots
 
 YAML = "train: train\nnames: [{}]\n"
 

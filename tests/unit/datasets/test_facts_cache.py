@@ -19,7 +19,8 @@ from trainer.datasets.images import facts_cache
 from trainer.datasets.images.facts_cache import FactsCache, identity
 from trainer.datasets.images.header import Facts
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.reference import ReferenceRules, Roots
+from trainer.datasets.source.reference import ReferenceRules
+from trainer.datasets.source.roots import Roots
 
 FACT = Facts("jpeg", 3, 4, 5, b"digest", "broken", has_trailing_data=True)
 

@@ -11,7 +11,8 @@ from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import ReferenceRules, Roots, parse_reference
+from trainer.datasets.source.reference import ReferenceRules, parse_reference
+from trainer.datasets.source.roots import Roots
 from trainer.remote.storage_api import StorageApi
 from trainer.remote.web import GuardedClient
 from trainer.storage.supabase import SupabaseObjectStore

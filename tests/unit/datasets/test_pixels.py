@@ -15,7 +15,8 @@ from trainer.datasets.cache import pixels
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.reference import ReferenceRules, Roots
+from trainer.datasets.source.reference import ReferenceRules
+from trainer.datasets.source.roots import Roots
 
 RECIPE = "16-3-fit"  # 16 pixels is half the side length of the painted images
 

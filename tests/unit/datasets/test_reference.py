@@ -5,7 +5,8 @@ import pytest
 
 from trainer.core.dataset import DiskRef, HttpRef, ObjectRef
 from trainer.core.errors import DatasetError
-from trainer.datasets.source.reference import ReferenceRules, Roots, parse_reference
+from trainer.datasets.source.reference import ReferenceRules, parse_reference
+from trainer.datasets.source.roots import Roots
 
 ROOT = Path("/data")
 OURS = "https://abc.supabase.co/"

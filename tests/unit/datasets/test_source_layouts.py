@@ -17,7 +17,8 @@ from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import ReferenceRules, Roots
+from trainer.datasets.source.reference import ReferenceRules
+from trainer.datasets.source.roots import Roots
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
 

@@ -9,7 +9,7 @@ from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.datasets.findings import Report
 from trainer.datasets.formats import source_tree
 from trainer.datasets.formats.source_tree import Tree, label_files
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.roots import Roots
 
 
 class Looked:

@@ -18,7 +18,8 @@ from trainer.datasets.checks import statistics
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import ReferenceRules, Roots
+from trainer.datasets.source.reference import ReferenceRules
+from trainer.datasets.source.roots import Roots
 from trainer.remote.web import GuardedClient
 from trainer.storage.local import LocalObjectStore
 

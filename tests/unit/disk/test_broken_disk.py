@@ -12,7 +12,7 @@ from trainer.datasets.cache.disk import on_this_disk
 from trainer.datasets.findings import Report
 from trainer.datasets.formats.source_tree import Tree
 from trainer.datasets.images.header import facts
-from trainer.datasets.source.reference import Roots
+from trainer.datasets.source.roots import Roots
 from trainer.datasets.untrusted import read_file
 from trainer.datasets.view.links import view_errors
 from trainer.storage.files import disk_errors

@@ -14,18 +14,16 @@ A row is untrusted: it can name only allowed buckets, and no folder of the servi
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections.abc import Collection
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef
-from trainer.core.errors import DatasetError, HostUnfit, raise_if_disk_is_broken
+from trainer.core.errors import DatasetError
 from trainer.core.text import shown
+from trainer.datasets.source.roots import Roots
 
 MAX_LENGTH = 4096  # characters, the limit of Linux for a path
 FORMS = (
@@ -85,74 +83,6 @@ def owner_folder(created_by: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Roots:
-    """The folders that a run is allowed to read. The dataset root is the first folder.
-
-    `private` are folders and files of the service itself. No run can read them, except for a root inside them.
-    Unless `hidden_names` is set, a run cannot read a file whose path below the root has a name that starts with a dot.
-    """
-
-    dataset_root: Path
-    extra: tuple[Path, ...] = ()
-    private: tuple[Path, ...] = ()
-    hidden_names: bool = False
-
-    def admit(self, path: Path | str) -> Path:
-        """Return the real path of `path`. Raises `DatasetError` if the path does not exist or is outside the roots."""
-        if "\0" in str(path):
-            raise DatasetError(f"data_yaml: {shown(str(path))} contains a NUL character.")
-        try:
-            real = (self.dataset_root / path).resolve(strict=True)
-        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symlinks
-            self._require_allowed(os.path.realpath((self.dataset_root / path).parent), path)
-            self._require_mounted(self.dataset_root / path)
-            raise_if_disk_is_broken(error, f"data_yaml: {shown(str(path))}")
-            raise DatasetError(
-                f"data_yaml: {shown(str(path))} does not exist or cannot be read on this host. "
-                "Check the path and its permissions."
-            ) from None
-        self._require_allowed(str(real), path)
-        return real
-
-    @cached_property
-    def _real(self) -> tuple[list[str], list[str]]:
-        """The real paths of the roots and of the private folders. A dataset can have 100,000 links to check."""
-        roots = (os.path.realpath(root) for root in (self.dataset_root, *self.extra))
-        return list(roots), [os.path.realpath(folder) for folder in self.private]
-
-    def _require_allowed(self, real: str, path: Path | str) -> None:
-        """Raise `DatasetError` unless `real`, the real path of `path`, is in a root and not private or hidden."""
-        if not any(_is_below(real, root) for root in self._real[0]):
-            self.__dict__.pop("_real")  # the operator may have replaced a root that is a link
-        roots, private = self._real
-        around = [root for root in roots if _is_below(real, root)]
-        if not around:
-            raise DatasetError(
-                f"data_yaml: {shown(str(path))} is outside the allowed folders. Move it into "
-                "DATASET_ROOT, or let the operator add its folder to EXTRA_DATASET_ROOTS."
-            )
-        nearest = max(around, key=len)
-        if any(_is_below(real, folder) and _is_below(folder, nearest) for folder in private):
-            raise DatasetError(
-                f"data_yaml: {shown(str(path))} is in a folder of the service itself, which contains the data of other "
-                "runs. Name the folder of a dataset."
-            )
-        if not self.hidden_names and all("/." in real[len(root.rstrip("/")) :] for root in around):
-            raise DatasetError(
-                f"data_yaml: {shown(str(path))} is hidden: a name in its path starts with a dot. Rename it, or let the "
-                "operator add its folder to EXTRA_DATASET_ROOTS."
-            )
-
-    def _require_mounted(self, path: Path) -> None:
-        """Raise `HostUnfit` if an extra root is missing on this host. The folder can exist on other hosts."""
-        for root in self.extra:
-            if path.is_relative_to(root) and not root.exists():
-                raise HostUnfit(
-                    f"{root}, one of EXTRA_DATASET_ROOTS, does not exist. Mount it on this host or create it."
-                )
-
-
-@dataclass(frozen=True)
 class ReferenceRules:
     """What a row can name: files in `roots`, objects of `datasets_bucket` and of the allowed buckets, and URLs.
 
@@ -196,11 +126,6 @@ class ReferenceRules:
         decoded = unquote(unquote(path))  # a proxy may decode a path once more than the storage
         match = _OBJECT_PATH.fullmatch(decoded.removeprefix(_base_path(self.storage_url)))
         return match is not None and match[1] in self.buckets and {"", ".", ".."}.isdisjoint(match[2].split("/"))
-
-
-def _is_below(real: str, folder: str) -> bool:
-    """Return whether a real path is `folder` or inside it."""
-    return real == folder or real.startswith(folder.rstrip("/") + "/")
 
 
 def _in_folder(ref: ObjectRef, buckets: Collection[str], folder: str, text: str) -> ObjectRef:
