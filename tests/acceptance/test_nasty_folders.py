@@ -5,7 +5,10 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance.service import running
+from trainer.disk.removal import remove_tree
 
 QUICK = {"seconds_per_epoch": 0.01}
 OUTSIDE = "must stay"
@@ -82,8 +85,14 @@ def remaining(folders: list[Path], seconds=20.0) -> list[Path]:
     return [folder for folder in folders if os.path.lexists(folder)]
 
 
-def test_service_completes_runs_with_strange_files_in_its_folders(tmp_path, data):
-    home, outside = tmp_path / "home", tmp_path / "outside"
+@pytest.fixture
+def home(tmp_path):
+    yield tmp_path / "home"
+    remove_tree(tmp_path / "home")  # pytest cannot remove folders that are nested this deeply
+
+
+def test_service_completes_runs_with_strange_files_in_its_folders(tmp_path, home, data):
+    outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "canary").write_text(OUTSIDE)
     aged(outside)

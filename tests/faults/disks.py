@@ -16,9 +16,11 @@ import os
 import struct
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
+
+from tests.mounts import unmounted_afterwards
 
 MIB = 2**20
 KINDS = ("full", "no inodes", "quota", "read-only")
@@ -59,18 +61,19 @@ class Disk:
             image.truncate(self._mebibytes * MIB)
         few_inodes = ["-N", "300"] if self.kind == "no inodes" else []
         _run(f"mkfs.{self._type}", "-q", *few_inodes, *(["-m", "0"] if self._type == "ext4" else []), self._image)
-        self._mount()
-        if self.kind == "quota":
-            _run("btrfs", "subvolume", "create", self._whole / "limited")
-            _run("btrfs", "quota", "enable", self._whole)
-            _run("mount", "--bind", self._whole / "limited", self.place)
+        with ExitStack() as opened:
+            opened.callback(self._image.unlink, missing_ok=True)
+            opened.enter_context(unmounted_afterwards(self.place, *({self._whole} - {self.place})))
+            self._mount()
+            if self.kind == "quota":
+                _run("btrfs", "subvolume", "create", self._whole / "limited")
+                _run("btrfs", "quota", "enable", self._whole)
+                _run("mount", "--bind", self._whole / "limited", self.place)
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        _run("umount", "-l", self.place)
-        if self.kind == "quota":
-            _run("umount", "-l", self._whole)
-        self._image.unlink(missing_ok=True)
+        self._opened.close()
 
     def fail(self) -> None:
         if self.kind == "quota":

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.mounts import unmounted_afterwards
 from tests.process import conftest as processes
 from tests.process.sandbox_host import needs_landlock
 from trainer.core.errors import HostUnfit
@@ -79,11 +80,11 @@ def full_disk(tmp_path):
     """Mount a disk for the run folder that has no inode left."""
     disk = tmp_path / "run"
     disk.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=5,size=1m", "tmpfs", disk], check=False)
-    if done.returncode:
-        pytest.skip("needs root, to mount a small disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with unmounted_afterwards(disk):
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=5,size=1m", "tmpfs", disk], check=False)
+        if done.returncode:
+            pytest.skip("needs root, to mount a small disk")
+        yield disk
 
 
 def test_disk_without_inodes_does_not_disable_the_sandbox(training, full_disk):
