@@ -68,5 +68,5 @@ def _policy(access: Access) -> AccessPolicy:
         fill=tuple(map(Path, access.fill)),
         read=(_PROJECT / "trainer", *map(Path, (*access.read, *_SYSTEM, *installed, *on_path))),
         names=(_PROJECT, *map(Path, access.names)),
-        samples=tuple(map(Path, access.names or access.read)),  # a root can have thousands of readable parts
+        samples=tuple(map(Path, access.names or access.read)),  # other parts of a root can vanish at any time
     )
