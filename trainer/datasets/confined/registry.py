@@ -7,9 +7,9 @@ from typing import Any
 
 from trainer.datasets.decoder import Job
 from trainer.datasets.inspection import Inspect
-from trainer.datasets.source.export import ReadExport
 from trainer.datasets.source.extraction import Extract
 from trainer.datasets.source.image_lists import ReadEntries, ReadLists
+from trainer.datasets.source.ndjson_export import ReadExport
 from trainer.datasets.source.yaml_folders import NeededFolders
 
 JOBS: Mapping[str, type[Job[Any]]] = {

@@ -22,7 +22,6 @@ from trainer.datasets.cache.disk import on_this_disk
 from trainer.datasets.decoder import Decoder, here
 from trainer.datasets.source.archive import is_archive, sniff
 from trainer.datasets.source.archive_trees import ArchiveTrees, room_check
-from trainer.datasets.source.export import MAX_TEXT_BYTES
 from trainer.datasets.source.fetched_tree import Fetched
 from trainer.datasets.source.manifest import (
     ANNOTATION_SUFFIXES,
@@ -34,6 +33,7 @@ from trainer.datasets.source.manifest import (
     take_manifest,
 )
 from trainer.datasets.source.ndjson import SUFFIXES as NDJSON
+from trainer.datasets.source.ndjson_export import MAX_TEXT_BYTES
 from trainer.datasets.source.reference import ReferenceRules
 from trainer.datasets.source.transfer import Transfer, in_parallel, link_tree
 from trainer.datasets.source.url_files import WebSource, content_identity, web_identity

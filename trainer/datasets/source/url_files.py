@@ -19,9 +19,9 @@ from trainer.core.transfer import Meter
 from trainer.datasets.cache.content import ContentCache, Put
 from trainer.datasets.cache.disk import on_this_disk
 from trainer.datasets.decoder import Decoder, answers_checked
-from trainer.datasets.source.export import LABELS, MAX_TEXT_BYTES, YAML, ListedImage, ReadExport, read_images
 from trainer.datasets.source.image_lists import ReadEntries, ReadLists, is_image, read_places
 from trainer.datasets.source.manifest import suffix
+from trainer.datasets.source.ndjson_export import LABELS, MAX_TEXT_BYTES, YAML, ListedImage, ReadExport, read_images
 from trainer.datasets.source.roots import Roots
 from trainer.datasets.source.transfer import Transfer, in_parallel, link_tree
 from trainer.disk.removal import remove_tree
