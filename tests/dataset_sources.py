@@ -1,9 +1,11 @@
-"""A small dataset in an object store that counts downloads."""
+"""A small dataset in an object store that counts downloads, and the places where a test can put datasets."""
 
 import zipfile
 
+from tests.web_server import body
 from trainer.storage.local import LocalObjectStore
 
+SUPABASE = "https://abc.supabase.co"
 YAML = "path: .\ntrain: images/train\nval: images/val\nnames: [a]\n"
 
 
@@ -61,3 +63,19 @@ def zipped(path, files):
         for name, data in files.items():
             archive.writestr(name, data)
     return path.read_bytes()
+
+
+class DatasetPlaces:
+    """The folders, the store and the web server with the datasets of a test."""
+
+    def __init__(self, tmp_path, server):
+        self.root = tmp_path / "root"
+        self.bucket = tmp_path / "store/datasets"
+        self.server = server
+        for folder in (self.root, self.bucket):
+            folder.mkdir(parents=True)
+
+    def page(self, path, data):
+        """Serve the data at a path. Return the URL."""
+        self.server.pages[path] = body(data)
+        return self.server.url(path)

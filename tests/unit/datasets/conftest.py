@@ -4,16 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from tests.dataset_sources import DATASET, WatchedStore
+from tests.dataset_sources import DATASET, SUPABASE, WatchedStore
 from tests.web_server import web_server
 from trainer.core.dataset import HttpRef
 from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import ReferenceRules, parse_reference
 from trainer.datasets.source.roots import Roots
 from trainer.remote.web import GuardedClient
+from trainer.storage.local import LocalObjectStore
 
 
 @pytest.fixture
@@ -45,6 +47,17 @@ def fetcher(root, store, server):
     web = GuardedClient(allowed_hosts=[server.host], policy=RetryPolicy(tries=2, first_wait=0.01, total_seconds=5))
     cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=0)
     yield Fetcher(rules=ReferenceRules(Roots(root), "datasets"), cache=cache, web=web, store=store, concurrency=4)
+    web.close()
+
+
+@pytest.fixture
+def datasets(places):
+    """Return the datasets of `places`, a fixture of the module with `DatasetPlaces`."""
+    rules = ReferenceRules(Roots(places.root), "datasets", storage_url=SUPABASE)
+    cache = ContentCache(places.root / ".cache", max_bytes=1 << 30, reserve=0)
+    web = GuardedClient(allowed_hosts=[places.server.host])
+    store = LocalObjectStore(places.bucket.parent)
+    yield FetchedDatasets(fetcher=Fetcher(rules=rules, cache=cache, web=web, store=store), rules=rules)
     web.close()
 
 

@@ -10,20 +10,14 @@ import dataset_layouts as made
 import pytest
 
 from tests.dataset_layouts import Layout
-from tests.web_server import body, web_server
+from tests.dataset_sources import SUPABASE, DatasetPlaces
+from tests.web_server import web_server
 from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
-from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import ReferenceRules
-from trainer.datasets.source.roots import Roots
-from trainer.remote.web import GuardedClient
-from trainer.storage.local import LocalObjectStore
 
 PAGE = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text()
-SUPABASE = "https://abc.supabase.co"
 LAYOUTS = {
     "`images/{train,val,test}`": made.split_folders,
     "Roboflow": made.roboflow,
@@ -62,25 +56,12 @@ TASKS = {
 }
 
 
-class Places:
-    """The folders, the store and the web server with the datasets of a test."""
-
-    def __init__(self, tmp_path, server):
-        self.root = tmp_path / "root"
-        self.bucket = tmp_path / "store/datasets"
-        self.server = server
-        for folder in (self.root, self.bucket):
-            folder.mkdir(parents=True)
-
+class Places(DatasetPlaces):
     def written(self, folder: Path, layout: Layout) -> Path:
         for name, data in layout.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
         return folder / layout.entry
-
-    def published(self, path: str, data: bytes) -> str:
-        self.server.pages[path] = body(data)
-        return self.server.url(path)
 
     def put(self, source: str, name: str, layout: Layout) -> str:
         """Store the dataset as `source` requires, and return the reference to the dataset."""
@@ -103,17 +84,17 @@ class Places:
                 self.written(self.root / "packed", layout)
                 shutil.make_archive(str(self.root / name), "zip", self.root / "packed")
                 shutil.rmtree(self.root / "packed")
-                return self.published(f"/{name}.zip", (self.root / f"{name}.zip").read_bytes())
+                return self.page(f"/{name}.zip", (self.root / f"{name}.zip").read_bytes())
             case "http(s) URL of a YAML" | "http(s) URL of an NDJSON export":
                 for file, data in layout.files.items():
-                    self.published(f"/{name}/{file}", data)
+                    self.page(f"/{name}/{file}", data)
                 return self.server.url(f"/{place}")
         return str(self.written(self.root / name, layout))
 
     def export(self, layout: str, task: Task = Task.DETECT) -> Layout:
         exported, pictures = made.export(layout, self.server.url, task)
         for path, data in pictures.items():
-            self.published(path, data)
+            self.page(path, data)
         return exported
 
 
@@ -121,18 +102,6 @@ class Places:
 def places(tmp_path):
     with web_server() as server:
         yield Places(tmp_path, server)
-
-
-@pytest.fixture
-def datasets(places):
-    rules = ReferenceRules(Roots(places.root), "datasets", storage_url=SUPABASE)
-    web = GuardedClient(allowed_hosts=[places.server.host])
-    fetcher = Fetcher(
-        rules=rules, cache=ContentCache(places.root / ".cache", max_bytes=1 << 30, reserve=0), web=web,
-        store=LocalObjectStore(places.bucket.parent),
-    )  # fmt: skip
-    yield FetchedDatasets(fetcher=fetcher, rules=rules)
-    web.close()
 
 
 def layout_of(places: Places, source: str, name: str) -> Layout:

@@ -9,23 +9,16 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from tests.dataset_sources import SUPABASE, DatasetPlaces
 from tests.web_server import body, web_server
 from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.events import TransferProgress
 from trainer.core.stop import StopSignal
-from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.checks import statistics
 from trainer.datasets.images.facts_cache import FactsCache
-from trainer.datasets.prepare import FetchedDatasets
-from trainer.datasets.source.fetch import Fetcher
-from trainer.datasets.source.reference import ReferenceRules
-from trainer.datasets.source.roots import Roots
-from trainer.remote.web import GuardedClient
-from trainer.storage.local import LocalObjectStore
 
 IMAGES = {"train/one": 10, "train/two": 90, "val/three": 170}
 LABEL = "0 0.5 0.5 0.25 0.25\n"
-SUPABASE = "https://abc.supabase.co"
 
 
 def jpeg(shade):
@@ -47,16 +40,7 @@ def write(folder, content):
     return folder
 
 
-class Places:
-    """The folders, the store and the web server with the datasets of a test."""
-
-    def __init__(self, tmp_path, server):
-        self.root = tmp_path / "root"
-        self.bucket = tmp_path / "store/datasets"
-        self.server = server
-        for folder in (self.root, self.bucket):
-            folder.mkdir(parents=True)
-
+class Places(DatasetPlaces):
     def zip(self, folder, content=None):
         write(folder / "packed", content or files())
         shutil.make_archive(str(folder / "set"), "zip", folder / "packed")
@@ -79,10 +63,6 @@ class Places:
             url = self.server.url(f"/images/{name}")
             records.append({"file": f"{file}.jpg", "url": url, "split": split, "annotations": {"boxes": boxes}})
         return "\n".join(json.dumps(record) for record in records).encode()
-
-    def page(self, path, data):
-        self.server.pages[path] = body(data)
-        return self.server.url(path)
 
     def lists(self, folder):
         """Serve a dataset with .txt lists of images at URLs inside `folder`."""
@@ -133,20 +113,6 @@ SOURCES = {
 def places(tmp_path):
     with web_server() as server:
         yield Places(tmp_path, server)
-
-
-@pytest.fixture
-def datasets(places):
-    rules = ReferenceRules(Roots(places.root), "datasets", storage_url=SUPABASE)
-    web = GuardedClient(allowed_hosts=[places.server.host])
-    fetcher = Fetcher(
-        rules=rules,
-        cache=ContentCache(places.root / ".cache", max_bytes=1 << 30, reserve=0),
-        web=web,
-        store=LocalObjectStore(places.bucket.parent),
-    )
-    yield FetchedDatasets(fetcher=fetcher, rules=rules)
-    web.close()
 
 
 @pytest.mark.parametrize("kind", ["stored YAML", "stored zip", "path of a YAML without a suffix"])
