@@ -21,7 +21,7 @@ from trainer.core.job import JsonObject
 from trainer.core.ports import ObjectStore, RunTable
 from trainer.core.stop import StopSignal
 from trainer.remote.clock import clock_skew
-from trainer.remote.supabase_access import role_of
+from trainer.remote.supabase_access import role_of, worker_of
 from trainer.sandbox import private_network
 from trainer.sandbox.support import SIGNALS, kernel_support, sandbox_problem
 from trainer.settings import Settings, misspelled_settings, read_settings
@@ -243,9 +243,12 @@ def _queue(settings: Settings, backend: Backend) -> Iterator[Check]:
         return
     for warning in warnings:
         yield Check(name="queue", state="warning", message=warning)
-    key = settings.supabase_service_role_key
-    role = role_of(key.get_secret_value()) if backend.url and key else None
-    access = f"{backend.url}, role {role or 'unknown'}" if backend.url else str(settings.trainer_home / "queue.db")
+    secret = settings.supabase_service_role_key
+    key = secret.get_secret_value() if secret and backend.url else ""
+    if (owner := worker_of(key) or settings.worker_id) != settings.worker_id:
+        message = f"the key belongs to the worker {owner}: set WORKER_ID={owner}, or use another key"
+        yield Check(name="queue", state="fault", message=message)
+    access = f"{backend.url}, role {role_of(key) or 'unknown'}" if key else str(settings.trainer_home / "queue.db")
     yield Check(name="queue", state="ok", message=f"{access}, {schema}")
 
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests import supabase_gateway
-from tests.supabase_stack import PostgREST
+from tests.supabase_stack import PostgREST, token
 from trainer import doctor
 from trainer.jobs.supabase import SCHEMA_VERSION
 
@@ -45,6 +45,16 @@ def test_wrong_key_is_a_fault(project):
     assert "set SUPABASE_SERVICE_ROLE_KEY to" in faults["queue"]
     assert "check the key" in faults["bucket training-artifacts"]
     assert key not in str(faults)
+
+
+def test_key_of_another_worker_is_a_fault(project):
+    project.set(SUPABASE_SERVICE_ROLE_KEY=token("trainer_worker", worker_id="gpu1"), WORKER_ID="gpu2")
+
+    faults = [check.message for check in project.findings() if check.name == "queue"]
+    assert faults == ["the key belongs to the worker gpu1: set WORKER_ID=gpu1, or use another key"]
+
+    project.set(WORKER_ID="gpu1")
+    assert "queue" not in [check.name for check in project.findings()]
 
 
 def test_anonymous_key_is_a_fault(project):

@@ -40,10 +40,19 @@ def role_of(key: str) -> str | None:
         return "service_role"
     if key.startswith("sb_publishable_"):
         return "anon"
+    return _claim(key, "role")
+
+
+def worker_of(key: str) -> str | None:
+    """Return the `worker_id` in a key, without verifying the key; None if the key serves all workers."""
+    return _claim(key, "worker_id")
+
+
+def _claim(key: str, name: str) -> str | None:
     try:
         payload = key.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     except (IndexError, ValueError):
         return None
-    role = claims.get("role") if isinstance(claims, dict) else None
-    return role if isinstance(role, str) else None
+    value = claims.get(name) if isinstance(claims, dict) else None
+    return value if isinstance(value, str) else None
