@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -145,6 +146,13 @@ class Postgres:
         explain = """load 'auto_explain'; set auto_explain.log_min_duration = 0; set auto_explain.log_nested_statements = on;
             set auto_explain.log_analyze = on; set auto_explain.log_timing = off; set client_min_messages = log;"""
         return self._psql(explain + script, database).stderr.decode()
+
+    def processor_ms(self, statement: str, times: int) -> list[float]:
+        """Run a statement `times` times in one session. Return the processor time of each in milliseconds, in order."""
+        script = "set log_statement_stats = on; set client_min_messages = log;\n" + f"{statement};\n" * times
+        log = self._psql(script, "app").stderr.decode()
+        found = re.findall(r"^!\s+([\d.]+) s user, ([\d.]+) s system, [\d.]+ s elapsed", log, re.MULTILINE)
+        return [1000 * (float(user) + float(system)) for user, system in found[-times:]]
 
     def _psql(self, script: str, database: str) -> subprocess.CompletedProcess[bytes]:
         done = subprocess.run(

@@ -158,14 +158,14 @@ create index if not exists training_runs_tags_idx
   on public.training_runs using gin (run_tags);
 
 create or replace function trainer.touch_updated_at() returns trigger
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   new.updated_at := now();
   return new;
 end $$;
 
 create or replace function trainer.guard_ending() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   -- No worker can hold this run, so it ends now. If it stayed, each claim would have to end such runs.
   if old.status = 'queued' and old.lease_expires_at is null and new.status = 'canceling' then

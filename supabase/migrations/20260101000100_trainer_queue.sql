@@ -2,34 +2,39 @@
 --
 -- Each call is atomic and idempotent. The only clock is now(). A worker that has lost its lease gets the answer
 -- 'lost', and the call changes nothing.
+--
+-- Every search_path ends with pg_temp. Otherwise PostgreSQL would look up types such as jsonb first among the temporary
+-- types of the caller, whose checks would run with the rights of the owner of the function.
 
 -- ── helpers that the API does not expose ──
 
 create or replace function trainer.number(value jsonb) returns numeric
-language sql immutable parallel safe set search_path = '' as $$
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+begin
   -- a JSON number, or a string that contains one; null for anything else
-  select case
+  return case
     when jsonb_typeof(value) in ('number', 'string') and value #>> '{}' ~ '^\s*[0-9]{1,9}(\.[0-9]{1,9})?\s*$'
       then (value #>> '{}')::numeric
-  end
-$$;
+  end;
+end $$;
 
 drop function if exists trainer.can_serve(jsonb, jsonb);
 drop function if exists trainer.can_serve(jsonb, numeric, numeric, jsonb);
 drop function if exists trainer.requirements(jsonb);
 
 -- Returns whether the text of a configuration is too long. A number such as 1e131000 needs 12 bytes, and its text needs
--- 131 kB. The text of many such numbers would fill the memory of the database, so they are counted first.
+-- 131 kB. The text of many such numbers would fill the memory of the database, so the numbers of a large configuration
+-- are counted first. jsonb_path_query would need a time that is quadratic in their number.
 create or replace function trainer.is_too_long(configuration jsonb) returns boolean
-language plpgsql immutable parallel safe set search_path = '' as $$
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
 begin
   if configuration is null then
     return false;
   elsif pg_column_size(configuration) > 300000 then  -- at most 4 bytes for each character
     return true;
-  elsif (
+  elsif (pg_column_size(configuration) > 4000 or pg_column_compression(configuration) is not null) and (
     select count(*) filter (where abs(number::numeric) > 1.7e308) > 10 or sum(scale(number::numeric)) > 65536
-    from jsonb_path_query(configuration, '$.** ? (@.type() == "number")') as number
+    from jsonb_array_elements(jsonb_path_query_array(configuration, 'strict $.** ? (@.type() == "number")')) as number
   ) then
     return true;
   end if;
@@ -39,13 +44,14 @@ end $$;
 -- Returns the GPUs and the whole GB of memory per GPU that a configuration requires. A worker rejects a configuration
 -- beyond the limit without reading it, so it has no requirements.
 create or replace function trainer.requirements(
-  configuration jsonb, out gpus integer, out gpu_memory_gb integer
-) language plpgsql immutable parallel safe set search_path = '' as $$
+  configuration jsonb, out gpus integer, out gpu_memory_gb integer, out is_too_long boolean
+) language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
 declare
   device jsonb;
   devices integer := 0;
 begin
-  if trainer.is_too_long(configuration) then
+  is_too_long := trainer.is_too_long(configuration);
+  if is_too_long then
     configuration := null;
   elsif jsonb_typeof(configuration) = 'string' then  -- the column may hold JSON text inside a JSON string
     begin
@@ -73,7 +79,7 @@ end $$;
 -- Returns what a worker offers. Its memory is rounded up, because a GPU that is sold with 24 GB has 23.6 GiB.
 create or replace function trainer.offer(
   capabilities jsonb, out gpus integer, out gpu_memory_gb integer
-) language sql immutable parallel safe set search_path = '' as $$
+) language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
   select coalesce(floor(trainer.number(capabilities -> 'gpus')), 0)::integer,
          coalesce(ceil(trainer.number(capabilities -> 'gpu_memory_gb')), 0)::integer
 $$;
@@ -82,8 +88,9 @@ $$;
 -- This is not a CHECK, because a CHECK is evaluated at every heartbeat. An older row that violates the CHECK could
 -- never end, because every UPDATE of the row would fail.
 create or replace function trainer.guard_request() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
+  needs record := trainer.requirements(new.configuration);
   problem text := case
     when length(new.run_name) > 1000 then 'run_name: longer than 1000 characters'
     when length(new.base_model) > 1000 then 'base_model: longer than 1000 characters'
@@ -95,11 +102,11 @@ declare
     when cardinality(new.run_tags) > 50 or exists (select from unnest(new.run_tags) as tag where length(tag) > 100)
       then 'run_tags: more than 50 tags, or a tag is longer than 100 characters'
     when pg_column_size(new.configuration) <= 300000
-      and jsonb_path_exists(new.configuration, '$.** ? (@.type() == "number" && (@ > 1.7e308 || @ < -1.7e308))')
+      and jsonb_path_exists(new.configuration, 'strict $.** ? (@.type() == "number" && (@ > 1.7e308 || @ < -1.7e308))')
       then 'configuration: a number is beyond 1.7e308, the largest number that a worker reads'
-    when trainer.is_too_long(new.configuration)
+    when needs.is_too_long
       then 'configuration: longer than 65536 characters; send the settings only, and define the split of many images in the dataset'
-    when jsonb_path_exists(new.configuration, '$.**{32} ? (@.type() == "object" || @.type() == "array")')
+    when jsonb_path_exists(new.configuration, 'strict $.**{32} ? (@.type() == "object" || @.type() == "array")')
       then 'configuration: nested deeper than 32 levels; send the settings only'
   end;
 begin
@@ -107,8 +114,8 @@ begin
     raise exception using errcode = 'check_violation', message = problem, schema = tg_table_schema, table = tg_table_name,
       constraint = 'trainer_request_' || split_part(problem, ':', 1);
   end if;
-  select needs.gpus, needs.gpu_memory_gb into new.needs_gpus, new.needs_gpu_memory_gb
-  from trainer.requirements(new.configuration) as needs;
+  new.needs_gpus := needs.gpus;
+  new.needs_gpu_memory_gb := needs.gpu_memory_gb;
   return new;
 end $$;
 
@@ -162,7 +169,7 @@ create or replace trigger trainer_guard_request
 -- Limits the number of queued runs per user. Roles that bypass row-level security (service_role, postgres) act for the
 -- app, not for one user: their runs count, but are not rejected.
 create or replace function trainer.limit_queued_runs() returns trigger
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   most integer := (select queued_runs_per_user from trainer.settings);
 begin
@@ -193,7 +200,7 @@ create or replace trigger trainer_limit_queued_runs before insert on public.trai
 
 -- Cuts an error message that is too long. Rejecting it would keep the run from ending.
 create or replace function trainer.cut_message() returns trigger
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   new.error_message := left(new.error_message, 10000);
   return new;
@@ -202,46 +209,53 @@ end $$;
 create or replace trigger trainer_cut_message before insert or update of error_message on public.training_runs
   for each row when (length(new.error_message) > 10000) execute function trainer.cut_message();
 
--- Returns the next runs for a worker in the order of the claims, without a lock. `is_last` marks the last listed run of
--- its requirements, after which more runs with the same requirements may follow.
+-- Returns the next runs for a worker in the order of the claims, without a lock. After a run with `is_last`, the order is
+-- not complete: runs that are not listed may precede the following runs.
 --
 -- The cost depends on the number of different requirements that this worker meets, not on the number of queued runs:
--- each step of the recursion jumps to the next requirements in the index, and skips those that exceed the offer.
+-- each step of the recursion jumps to the first run of the next requirements in the index, and skips those that exceed
+-- the offer. More runs are listed only for the requirements with the best first runs.
 -- The planner settings prevent a sort of the whole queue if the statistics are out of date.
 create or replace function trainer.candidates(
   capabilities jsonb, worker_id text, listed integer
 ) returns table (id uuid, is_last boolean)
-language plpgsql stable set search_path = '' set jit = off
+language plpgsql stable set search_path = pg_catalog, pg_temp set jit = off
 set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 #variable_conflict use_column
 declare
   offer record := trainer.offer(capabilities);
+  most integer := ceil(sqrt(listed));  -- different requirements
 begin
   return query
   with recursive kinds as (
     (
-      select r.needs_gpus as gpus, r.needs_gpu_memory_gb as memory from public.training_runs r
+      select r.needs_gpus as gpus, r.needs_gpu_memory_gb as memory, r.priority, r.created_at, r.id
+      from public.training_runs r
       where r.status = 'queued' and not r.cancel_requested and r.not_before is null
-      order by r.needs_gpus, r.needs_gpu_memory_gb limit 1
+      order by r.needs_gpus, r.needs_gpu_memory_gb, r.priority desc, r.created_at, r.id limit 1
     )
     union all
-    select next.gpus, next.memory from kinds k cross join lateral (
-      select r.needs_gpus as gpus, r.needs_gpu_memory_gb as memory from public.training_runs r
+    select next.* from kinds k cross join lateral (
+      select r.needs_gpus, r.needs_gpu_memory_gb, r.priority, r.created_at, r.id
+      from public.training_runs r
       where r.status = 'queued' and not r.cancel_requested and r.not_before is null
         and (r.needs_gpus, r.needs_gpu_memory_gb)
           > (k.gpus, case when k.memory < offer.gpu_memory_gb then k.memory else 2147483647 end)
-      order by r.needs_gpus, r.needs_gpu_memory_gb limit 1
+      order by r.needs_gpus, r.needs_gpu_memory_gb, r.priority desc, r.created_at, r.id limit 1
     ) as next
     where k.gpus <= offer.gpus
-  ), served as materialized (
-    select k.gpus, k.memory from kinds k where k.gpus <= offer.gpus and k.memory <= offer.gpu_memory_gb
+  ), best as materialized (
+    select k.gpus, k.memory, k.id, row_number() over (order by k.priority desc, k.created_at, k.id) as place
+    from kinds k where k.gpus <= offer.gpus and k.memory <= offer.gpu_memory_gb
+    order by k.priority desc, k.created_at, k.id limit most
   ), depth as materialized (
-    select greatest(candidates.listed / greatest(count(*), 1), 1) as runs from served
+    select greatest(candidates.listed / greatest(count(*), 1), 1) as runs from best
   )
   select found.id, found.is_last
   from (
-    select ready.id, ready.priority, ready.created_at, ready.place = (select runs from depth) as is_last
-    from served s cross join lateral (
+    select ready.id, ready.priority, ready.created_at,
+      ready.place = (select runs from depth) or (s.id = ready.id and s.place = most) as is_last
+    from best s cross join lateral (
       select r.id, r.priority, r.created_at, row_number() over (order by r.priority desc, r.created_at, r.id) as place
       from public.training_runs r
       where r.status = 'queued' and not r.cancel_requested and r.not_before is null
@@ -253,7 +267,7 @@ begin
     from (
       select r.* from public.training_runs r
       where r.status = 'queued' and not r.cancel_requested and r.not_before <= now()
-      order by r.not_before limit 100  -- a claim first clears the backoff of the others: see trainer.end_backoff
+      order by r.not_before limit 100
     ) as due
     where due.needs_gpus <= offer.gpus and due.needs_gpu_memory_gb <= offer.gpu_memory_gb
       and due.not_before <= now() - trainer.head_start(due.host_failures, candidates.worker_id)
@@ -262,23 +276,23 @@ begin
 end $$;
 
 create or replace function trainer.next(count integer) returns integer
-language sql immutable parallel safe set search_path = '' as $$
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
   select least(count, 2147483646) + 1  -- an integer overflow would stop the queue
 $$;
 
 create or replace function trainer.back_off(failures integer) returns interval
-language sql immutable parallel safe set search_path = '' as $$
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
   select least(10 * 2 ^ least(greatest(failures - 1, 0), 10), 600) * interval '1 second'
 $$;
 
 -- Returns how much later than other workers this worker can claim the run: two poll intervals if the run failed because of this worker's host.
 create or replace function trainer.head_start(host_failures jsonb, worker_id text) returns interval
-language sql immutable parallel safe set search_path = '' as $$
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
   select case when host_failures ? worker_id then 2 * trainer.back_off(1) else interval '0' end
 $$;
 
 create or replace function trainer.merged(results jsonb, addition jsonb) returns jsonb
-language sql immutable parallel safe set search_path = '' as $$
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
   select case
     when jsonb_typeof(addition) is distinct from 'object' then results
     when jsonb_typeof(results) = 'object' then results || addition
@@ -286,24 +300,30 @@ language sql immutable parallel safe set search_path = '' as $$
   end
 $$;
 
--- Adds an event for a change that the queue itself made to a run.
+-- Adds an event for a change that the queue itself made to a run. The event is left out if a worker used the largest
+-- number, or if a rule of the app rejects the event: otherwise one run would stop the claims of all workers.
 create or replace function trainer.record(run_id uuid, attempt integer, kind text, data jsonb) returns void
-language sql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
   insert into public.training_run_events (run_id, attempt, seq, at, kind, data)
-  select record.run_id, record.attempt, greatest(coalesce(max(e.seq) + 1, 0), 1000000), now(), record.kind, record.data
+  select record.run_id, record.attempt, greatest(trainer.next(coalesce(max(e.seq), 0)), 1000000), now(), record.kind, record.data
   from public.training_run_events e
   where e.run_id = record.run_id and e.attempt = record.attempt
-$$;
+  on conflict do nothing;
+exception when integrity_constraint_violation or data_exception or raise_exception then
+  raise warning 'the event % of run % cannot be stored: %', record.kind, record.run_id, sqlerrm;
+end $$;
 
 -- Returns the epoch of an event, or null. The training process writes events, so the data can be any JSON.
 create or replace function trainer.epoch(data jsonb) returns integer
-language sql immutable parallel safe set search_path = '' as $$
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
   select case when data ->> 'epoch' ~ '^[0-9]{1,9}$' then (data ->> 'epoch')::integer end
 $$;
 
 -- Stores each event of a worker once, and updates the epochs and the checkpoint of the run from the new events.
 create or replace function trainer.store_events(run public.training_runs, events jsonb)
-returns public.training_runs language plpgsql set search_path = '' as $$
+returns public.training_runs language plpgsql set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
   saved record;
@@ -340,10 +360,16 @@ begin
   return run;
 end $$;
 
+-- Returns an amount, or null if it has too many digits for programs that list the workers.
+create or replace function trainer.readable(amount numeric) returns numeric
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+  select case when amount between 0 and 1e15 then round(amount, least(scale(amount), 9)) end
+$$;
+
 -- Reports that the worker is alive. If `sets_problem` is true, `problem` (or null) replaces the status message of the worker.
 create or replace function trainer.see_worker(
   worker_id text, hardware jsonb default null, sets_problem boolean default false, problem text default null
-) returns void language plpgsql set search_path = '' as $$
+) returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
   busy integer := (
@@ -354,9 +380,10 @@ begin
     worker_id, status, status_message, last_seen, updated_at, current_runs, version, slots, device_type, compute_type, gpu_name, gpu_model, gpu,
     gpu_memory_gb, gpu_vram_gb, gpu_memory_mb, gpu_vram_mb, cpu_model, cpu, ram_gb)
   select see_worker.worker_id, case when problem is not null then 'unhealthy' when busy > 0 then 'busy' else 'online' end,
-    problem, now(), now(), busy,
-    f.version, f.slots, f.device_type, f.compute_type, f.gpu_name, f.gpu_model, f.gpu,
-    f.gpu_memory_gb, f.gpu_vram_gb, f.gpu_memory_mb, f.gpu_vram_mb, f.cpu_model, f.cpu, f.ram_gb
+    left(problem, 10000), now(), now(), busy,
+    left(f.version, 500), f.slots, left(f.device_type, 500), left(f.compute_type, 500), left(f.gpu_name, 500), left(f.gpu_model, 500),
+    left(f.gpu, 500), trainer.readable(f.gpu_memory_gb), trainer.readable(f.gpu_vram_gb), trainer.readable(f.gpu_memory_mb),
+    trainer.readable(f.gpu_vram_mb), left(f.cpu_model, 500), left(f.cpu, 500), trainer.readable(f.ram_gb)
   from jsonb_populate_record(null::public.trainer_workers, coalesce(see_worker.hardware, '{}')) as f
   where see_worker.worker_id is not null  -- an app can clear worker_id while a worker holds the lease
   on conflict (worker_id) do update set
@@ -383,7 +410,7 @@ end $$;
 
 -- Writes the columns that a worker may change.
 create or replace function trainer.save(run public.training_runs) returns void
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   update public.training_runs set
     status = run.status,
     worker_id = run.worker_id,
@@ -411,7 +438,7 @@ $$;
 
 -- Counts a lost attempt. Repeated host failures of the same worker count once.
 create or replace function trainer.lost(run public.training_runs, host_failed boolean) returns public.training_runs
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   worker text := coalesce(run.worker_id, '');
 begin
@@ -427,13 +454,13 @@ end $$;
 
 -- Returns the pause before the next attempt. Host failures that are not counted as lost attempts make the pause longer.
 create or replace function trainer.pause_after(run public.training_runs) returns interval
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   select trainer.back_off(least(run.failures + coalesce(sum(trainer.number(value) - 1), 0), 100)::integer)
   from jsonb_each(run.host_failures)
 $$;
 
 create or replace function trainer.canceled(run public.training_runs) returns public.training_runs
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   run.status := 'canceled';
   run.cancel_requested := true;
@@ -446,7 +473,7 @@ end $$;
 
 -- Writes a run and returns true. Returns false if a constraint or trigger of the app rejects the run, so that other runs continue.
 create or replace function trainer.try_save(run public.training_runs) returns boolean
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   perform trainer.save(run);
   return true;
@@ -458,7 +485,7 @@ end $$;
 -- Clears the backoff of runs that every worker may claim now. Then they are in the index of the ready runs, in which
 -- their order is known.
 create or replace function trainer.end_backoff() returns void
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   run public.training_runs;
 begin
@@ -477,7 +504,7 @@ end $$;
 -- Returns a run for a worker. A value beyond its limit is cut one character after the limit, and a configuration is
 -- replaced by spaces: the worker rejects the run with the usual message, and does not read the value.
 create or replace function trainer.cut(run public.training_runs) returns public.training_runs
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
   run.run_name := left(run.run_name, 1001);
   run.base_model := left(run.base_model, 1001);
@@ -492,22 +519,25 @@ end $$;
 
 -- Returns the end of a lease. The limit ends the leases of a stolen key.
 create or replace function trainer.lease_end(seconds double precision) returns timestamptz
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select now() + make_interval(secs => least(greatest(seconds, 0), 86400))
 $$;
 
 -- Returns the worker to which the key of the caller belongs. Null: the key serves all workers.
 create or replace function trainer.key_owner() returns text
-language sql stable set search_path = '' as $$
+language sql stable set search_path = pg_catalog, pg_temp as $$
   select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'worker_id'
 $$;
 
--- Raises an exception if the key of the caller belongs to another worker.
+-- Raises an exception if the key of the caller belongs to another worker, or if the name is too long for lists of workers.
 create or replace function trainer.require_own_name(worker_id text) returns void
-language plpgsql stable set search_path = '' as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   own text := trainer.key_owner();
 begin
+  if length(worker_id) > 1000 then
+    raise exception using errcode = 'invalid_parameter_value', message = 'worker_id: longer than 1000 characters';
+  end if;
   if own is not null and own is distinct from worker_id then
     raise exception using errcode = 'insufficient_privilege',
       message = format('worker_id = %s: this key belongs to the worker %s', left(worker_id, 200), own);
@@ -516,7 +546,7 @@ end $$;
 
 -- Locks and returns the row if this claim holds the lease of the run, and the key of the caller can use it. An expired lease becomes valid again if no other worker claimed the run.
 create or replace function trainer.held(run_id uuid, claim_id uuid) returns public.training_runs
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   run public.training_runs;
 begin
@@ -539,7 +569,7 @@ end $$;
 -- Requeues or fails runs whose lease has expired, and cancels queued runs that have a cancel request.
 -- Returns the number of changed runs.
 create or replace function public.settle_training_runs() returns integer
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   run public.training_runs;
   kind text;
@@ -602,7 +632,7 @@ end $$;
 create or replace function public.claim_training_run(
   worker_id text, claim_id uuid, lease_seconds double precision, capabilities jsonb default '{}'
 ) returns setof public.training_runs
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
   run public.training_runs;
@@ -675,7 +705,7 @@ end $$;
 -- does not hold, and never the fencing token: the worker whose lease expired can still hold the run.
 create or replace function public.peek_training_run(capabilities jsonb default '{}')
 returns setof public.training_runs
-language plpgsql stable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
   found public.training_runs;
   run public.training_runs;
@@ -709,7 +739,7 @@ end $$;
 create or replace function public.beat_training_run(
   run_id uuid, claim_id uuid, lease_seconds double precision, progress jsonb default null, events jsonb default '[]'
 ) returns text
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   run public.training_runs := trainer.held(beat_training_run.run_id, beat_training_run.claim_id);
 begin
@@ -733,7 +763,7 @@ create or replace function public.finish_training_run(
   run_id uuid, claim_id uuid, status text, results jsonb default null, trained_model_url text default null,
   error_message text default null, events jsonb default '[]', host_failed boolean default false
 ) returns text
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   outcome text := finish_training_run.status;
   run public.training_runs;
@@ -781,7 +811,7 @@ end $$;
 create or replace function public.release_training_run(
   run_id uuid, claim_id uuid, checkpoint jsonb default null, events jsonb default '[]', results jsonb default null
 ) returns text
-language plpgsql security definer set search_path = '' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   run public.training_runs := trainer.held(release_training_run.run_id, release_training_run.claim_id);
 begin
@@ -813,7 +843,7 @@ end $$;
 -- Reports that a worker is alive and claims no runs. `problem` is the reason if the worker is unhealthy.
 create or replace function public.report_trainer_worker(
   worker_id text, problem text default null, hardware jsonb default null
-) returns void language sql security definer set search_path = '' as $$
+) returns void language sql security definer set search_path = pg_catalog, pg_temp as $$
   select trainer.require_own_name(report_trainer_worker.worker_id);
   select trainer.see_worker(report_trainer_worker.worker_id, report_trainer_worker.hardware, true, problem)
 $$;
@@ -822,7 +852,7 @@ $$;
 
 -- Cancels a run with the caller's own rights: anyone who can see and edit the run can cancel it.
 create or replace function public.cancel_training_run(run_id uuid) returns setof public.training_runs
-language sql set search_path = '' as $$
+language sql set search_path = pg_catalog, pg_temp as $$
   update public.training_runs as r set
     cancel_requested = true,
     status = case r.status when 'queued' then 'canceled' else 'canceling' end,
@@ -835,7 +865,7 @@ $$;
 
 -- Deletes a run and its events with the caller's own rights, unless a worker holds a lease on it.
 create or replace function public.delete_training_run(run_id uuid) returns text
-language plpgsql set search_path = '' as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   run public.training_runs;
 begin
@@ -853,7 +883,7 @@ end $$;
 -- Returns one run, for a worker without the right to read the table. The row has only the columns that a worker reads
 -- of other runs (the models to fine-tune from, and the checkpoints to remove), and never the fencing token.
 create or replace function public.read_training_run(run_id uuid) returns setof public.training_runs
-language plpgsql stable security definer set search_path = '' as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
   found public.training_runs;
   run public.training_runs;
@@ -875,12 +905,12 @@ begin
 end $$;
 
 create or replace function public.trainer_schema_version() returns integer
-language sql immutable set search_path = '' as $$ select 5 $$;
+language sql immutable set search_path = pg_catalog, pg_temp as $$ select 5 $$;
 
 -- Returns a warning for each policy of the app that allows too much access.
 -- The operator decides whether to change the policy.
 create or replace function public.trainer_access_warnings() returns setof text
-language sql stable security definer set search_path = '' as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   select format('policy "%s" on %s lets anonymous users %s', p.policyname, p.tablename,
                 case p.cmd when 'ALL' then 'write' else lower(p.cmd) end)
   from pg_catalog.pg_policies p

@@ -53,10 +53,11 @@ alter table public.training_run_events enable row level security;
 
 do $$
 declare
-  -- the user ID and the email in the JWT, as in auth.uid() and auth.jwt(); an app may write either into created_by
+  -- The user ID and the email in the JWT, as in auth.uid() and auth.jwt(); an app may write either into created_by. The
+  -- email is empty for all users who signed in anonymously or with a phone number.
   mine constant text := $mine$created_by = any (array[
-    (select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub'),
-    (select nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'email')])$mine$;
+    (select nullif(nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub', '')),
+    (select nullif(nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'email', ''))])$mine$;
 begin
   if exists (select from pg_roles where rolname = 'service_role') then
     grant all on public.training_runs, public.trainer_workers, public.training_run_events to service_role;
@@ -92,7 +93,7 @@ begin
   create policy trainer_users_read on public.trainer_workers for select to authenticated using (true);
   -- users who can read the run can read its history
   create policy trainer_users_read on public.training_run_events for select to authenticated
-    using (exists (select from public.training_runs r where r.id = run_id));
+    using (exists (select from public.training_runs r where r.id = training_run_events.run_id));
 end $$;
 
 -- ── buckets ──

@@ -45,7 +45,7 @@ create trigger faults_event after insert on training_run_events for each row
   execute function faults.record_stale_event();
 -- a short backoff; other tests check the real backoff (10 s, 20 s, …)
 create or replace function trainer.back_off(failures integer) returns interval
-language sql immutable parallel safe set search_path = '' as $$ select 0.3 * interval '1 second' $$;
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$ select 0.3 * interval '1 second' $$;
 """
 
 

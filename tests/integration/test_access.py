@@ -119,11 +119,11 @@ def test_users_see_history_of_their_own_runs_only(supabase):
     assert as_user(supabase, BOB, "select count(*) from training_run_events") == "0"
 
 
-def test_every_function_has_an_empty_search_path(supabase):
+def test_every_function_looks_up_temporary_types_last(supabase):
     functions = supabase.sql("""
         select string_agg(proname, ' ') from pg_proc
         where pronamespace in ('public'::regnamespace, 'trainer'::regnamespace)
-          and (proconfig is null or not 'search_path=""' = any (proconfig))""")
+          and (proconfig is null or not 'search_path=pg_catalog, pg_temp' = any (proconfig))""")
     assert functions == ""
 
 

@@ -199,7 +199,7 @@ SCHEMA_4 = """
   create trigger trainer_guard_request before insert or update of configuration, needs_gpus, needs_gpu_memory_gb
     on training_runs for each row execute function trainer.guard_request();
   create or replace function public.trainer_schema_version() returns integer
-    language sql immutable set search_path = '' as 'select 4';
+    language sql immutable set search_path = pg_catalog, pg_temp as 'select 4';
 """
 
 
@@ -251,7 +251,7 @@ def test_later_migration_can_add_column(database):
     database.sql(
         "alter table training_runs add column note text;"
         "create or replace function public.trainer_schema_version() returns integer"
-        " language sql immutable set search_path = '' as $$ select 3 $$;",
+        " language sql immutable set search_path = pg_catalog, pg_temp as $$ select 3 $$;",
         database="fresh",
     )
     column(database, "insert into training_runs (run_name, note) values ('a', 'kept')")
