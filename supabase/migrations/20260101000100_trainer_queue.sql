@@ -18,6 +18,10 @@ begin
   end;
 end $$;
 
+-- functions of earlier versions with other parameters; `create or replace` would fail, or keep both
+drop function if exists trainer.see_worker(text, jsonb, boolean, text);
+drop function if exists public.finish_training_run(uuid, uuid, text, jsonb, text, text, jsonb);
+drop function if exists public.release_training_run(uuid, uuid, jsonb, jsonb);
 drop function if exists trainer.can_serve(jsonb, jsonb);
 drop function if exists trainer.can_serve(jsonb, numeric, numeric, jsonb);
 drop function if exists trainer.requirements(jsonb);

@@ -62,6 +62,25 @@ def test_old_row_whose_text_would_fill_the_memory_is_claimed_without_its_configu
     assert claim(schema_4)[0]["configuration"] == " " * 65537
 
 
+def test_functions_of_earlier_versions_with_other_parameters_are_replaced(schema_4):
+    """An upgrade from schema 3 failed, and the old functions stayed callable without the rules of the new ones."""
+    column(schema_4, """
+        drop function trainer.see_worker;
+        create function trainer.see_worker(worker_id text, hardware jsonb, tells boolean, problem text)
+          returns void language sql as 'select';
+        create function finish_training_run(run_id uuid, claim_id uuid, status text, results jsonb default null,
+          trained_model_url text default null, error_message text default null, events jsonb default '[]')
+          returns text language sql as $$ select 'old' $$;
+        create function release_training_run(run_id uuid, claim_id uuid, checkpoint jsonb default null, events jsonb default '[]')
+          returns text language sql as $$ select 'old' $$;""")  # fmt: skip
+    upgrade(schema_4)
+    for call in ("finish_training_run(gen_random_uuid(), gen_random_uuid(), 'failed')",
+                 "release_training_run(gen_random_uuid(), gen_random_uuid())"):  # fmt: skip
+        assert column(schema_4, f"select {call}") == "lost"
+    column(schema_4, "insert into training_runs (run_name) values ('r')")
+    assert claim(schema_4)[0]["run_name"] == "r"
+
+
 def test_old_row_with_many_numbers_does_not_delay_the_upgrade(schema_4):
     column(schema_4, "insert into training_runs (run_name, configuration) select 'r', jsonb_agg(1) from generate_series(1, 400000)")  # fmt: skip
     began = time.monotonic()
