@@ -85,6 +85,17 @@ def test_own_limits_and_priority_can_be_changed(host):
     assert host.results_of([code]) == {"done"}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user has limits for these priorities")
+def test_root_cannot_raise_its_priority_above_the_service(host):
+    snippets = [
+        "import os; os.nice(-1)",
+        "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))",
+    ]
+    results = host.execute(*snippets)["results"]
+
+    assert list(results.values()) == ["PermissionError"] * 2
+
+
 def test_attributes_of_readable_files_cannot_be_changed(host):
     file = host.root / "images_of_user" / "1.png"
     before = file.stat()

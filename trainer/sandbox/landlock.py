@@ -23,8 +23,8 @@ _END_OF_THREAD = 1.0  # seconds
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # system call numbers, the same on every architecture
 PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITIES_3 = 0x20080522  # version of the structures of capget and capset
-# capabilities that root keeps: DAC_OVERRIDE, FOWNER, IPC_LOCK, SYS_NICE
-_KEPT_CAPABILITIES = sum(1 << bit for bit in (1, 3, 14, 23))
+# capabilities that root keeps: DAC_OVERRIDE, FOWNER, IPC_LOCK
+_KEPT_CAPABILITIES = sum(1 << bit for bit in (1, 3, 14))
 
 # rights of linux/landlock.h
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = (1 << bit for bit in range(4))
