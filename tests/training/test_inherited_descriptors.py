@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import multiprocessing.reduction
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -67,6 +69,21 @@ def test_parent_takes_descriptors_of_several_workers_in_any_order():
         assert [read(each.detach()) for each in reversed(shared)] == [b"second 2", b"second 1", b"first 2", b"first 1"]
         with pytest.raises(EOFError, match="already taken"):
             shared[0].detach()
+
+
+def test_descriptors_are_taken_although_another_training_has_used_up_the_limit_of_the_user(monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    monkeypatch.setattr(socket, "send_fds", fail)
+    with worker_with(b"first", b"second") as (worker, queue):
+        before = psutil.Process(worker.pid).num_fds()
+        first, second = (queue.get(timeout=10) for _ in range(2))
+
+        assert [read(second.detach()), read(first.detach())] == [b"second", b"first"]
+        with pytest.raises(EOFError, match="already taken"):
+            first.detach()
+        assert psutil.Process(worker.pid).num_fds() <= before
 
 
 def test_descriptor_of_killed_worker_is_an_end_of_file():

@@ -136,11 +136,11 @@ class Execution:
 
     def _outcome_after_error(self, attempt: Attempt, run_id: str) -> Outcome | None:
         """Return the outcome after an internal error of the service. The next attempt resumes from the checkpoints."""
-        self._services.health.record_service_failure(run_id, SERVICE_FAILED)
+        retry = self._retry_after_error(run_id)  # before the slots are released
         results: JsonObject = call_or(
             attempt.publish_unfinished, "artifacts not published, they stay on this host", dict
         )
-        return Retry(message=SERVICE_FAILED, results=results)
+        return replace(retry, results=results)
 
     def _give_up(self, journal: Journal, slots: AcquiredSlots, shutdown: StopSignal) -> AttemptEnd:
         """End a run after an internal error outside of the attempt. An outcome in the journal is kept."""
@@ -148,8 +148,14 @@ class Execution:
         return self._end_after_error(journal, shutdown, RETRY_FOREVER)
 
     def _end_after_error(self, journal: Journal, stop: StopSignal, policy: RetryPolicy) -> AttemptEnd:
-        self._services.health.record_service_failure(journal.lease.job.id, SERVICE_FAILED)
-        outcome = journal.outcome or Retry(message=SERVICE_FAILED)
+        retry = self._retry_after_error(journal.lease.job.id)
+        outcome = journal.outcome or retry
         if journal.outcome is None:
             journal.end(outcome)
         return deliver(self._queue, journal, outcome, stop, policy)
+
+    def _retry_after_error(self, run_id: str) -> Retry:
+        """Return the outcome after an internal error. If the host has a problem, the run is not the cause of the error."""
+        problem = self._services.health.record_service_failure(run_id, SERVICE_FAILED)
+        message = f"{SERVICE_FAILED} {problem}" if problem else SERVICE_FAILED
+        return Retry(message=message, host_failed=problem is not None)

@@ -103,14 +103,16 @@ class Health:
             self._suspicions.append(run_id)
         return is_first
 
-    def record_service_failure(self, run_id: str, problem: str) -> None:
-        """Count an internal error of the service: a bug, or the thread limit of this process.
+    def record_service_failure(self, run_id: str, problem: str) -> str | None:
+        """Count an internal error of the service: a bug, or a limit of the host. Return the problem of the host, or None.
 
-        Repeated errors of a single run do not make the host unhealthy, because the run may have triggered the errors.
-        While the host is on trial, one error makes the host unhealthy.
+        If the self-test passes, repeated errors of a single run do not make the host unhealthy, because the run may have
+        triggered the errors. While the host is on trial, one error makes the host unhealthy.
         """
+        found = self._self_test()
         with self._lock:
-            self._count(run_id, problem, at_once=False)
+            self._count(run_id, found or problem, at_once=found is not None)
+        return found
 
     def record_success(self, run_id: str) -> None:
         """Record that a training saved a checkpoint or completed, which proves that the host works."""

@@ -1,10 +1,11 @@
-"""The self-test of a host: its folders are writable and have free space, its sandbox works and its GPUs respond."""
+"""The self-test of a host: folders are writable and have free space, threads can start, sandbox and GPUs work."""
 
 from __future__ import annotations
 
 import errno
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from trainer.core.errors import BROKEN_DISK, Misconfigured
 MIB = 2**20
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 LEAST_FILES = 64  # inodes that a run with a small dataset needs
+LEAST_THREADS = 32  # threads and processes that a small run needs
 CONTENT = b"written by the self-test of the training service\n" * 80  # about one memory page
 PREFIX = ".self-test-"
 
@@ -48,7 +50,7 @@ class SelfTest:
 
     def __call__(self) -> str | None:
         """Return the problem of this host in one sentence, or None."""
-        return next(filter(None, map(_problem, self._places)), None) or self._host_problem()
+        return next(filter(None, map(_problem, self._places)), None) or _thread_problem() or self._host_problem()
 
 
 def write_and_read(folder: Path) -> None:
@@ -96,3 +98,24 @@ def _problem(place: Place) -> str | None:
 
 def _sentence(place: Place, error: OSError) -> str:
     return f"{place.setting}: {disk_problem(place.setting, place.folder, error)}."
+
+
+def _thread_problem() -> str | None:
+    """Start threads like a run. The limits count threads and processes, also those of trainings."""
+    over = threading.Event()
+    threads: list[threading.Thread] = []
+    try:
+        for _ in range(LEAST_THREADS):
+            thread = threading.Thread(target=over.wait, name="self-test", daemon=True)
+            thread.start()
+            threads.append(thread)
+    except RuntimeError:
+        return (
+            f"This host cannot start {LEAST_THREADS} more threads: raise the limits of the service (systemd: TasksMax, "
+            "LimitNPROC), or cancel the run that uses them."
+        )
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    return None

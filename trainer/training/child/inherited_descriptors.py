@@ -4,11 +4,15 @@ The workers of a data loader share the memory of their tensors with the training
 the descriptors of this memory over a socket with a path, which the sandbox refuses (sandbox/seccomp.py). Here, each
 process that multiprocessing forks inherits one end of a pair of connected sockets. The parent asks for a descriptor by
 its key, and a thread of the forked process sends it.
+
+The kernel limits the descriptors in sockets of all processes of a user, so another training can use up this limit. Then
+the parent opens the descriptor in /proc.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import multiprocessing.popen_fork
 import multiprocessing.resource_sharer
@@ -93,7 +97,13 @@ class _Sharer:
             parent.sendall(request)  # an answer without a descriptor
             return
         try:
-            socket.send_fds(parent, [request], [fd])
+            try:
+                socket.send_fds(parent, [request], [fd])
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                parent.sendall(request + fd.to_bytes(_KEY_BYTES))
+                parent.recv(_KEY_BYTES)  # the parent has opened the descriptor
         finally:
             os.close(fd)
 
@@ -101,7 +111,8 @@ class _Sharer:
 class _Channel:
     """The socket to a forked process."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, pid: int, connection: socket.socket) -> None:
+        self._pid = pid
         self._connection = connection
         self._lock = threading.Lock()
 
@@ -111,7 +122,12 @@ class _Channel:
         received: list[int] = []
         with self._lock, contextlib.suppress(OSError):  # the process has ended
             self._connection.sendall(wanted)
-            _, received, _, _ = socket.recv_fds(self._connection, _KEY_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+            answer, received, _, _ = socket.recv_fds(self._connection, 2 * _KEY_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+            if name := answer[_KEY_BYTES:]:
+                try:
+                    received.append(os.open(f"/proc/{self._pid}/fd/{int.from_bytes(name)}", os.O_RDWR | os.O_CLOEXEC))
+                finally:
+                    self._connection.sendall(wanted)
         if not received:
             raise EOFError("the process that shares the descriptor has ended, or the descriptor was already taken")
         return received[0]
@@ -131,7 +147,7 @@ class _Popen(multiprocessing.popen_fork.Popen):
         finally:
             _forking.to_parent.close()
             _forking.to_parent = None
-        channel = _channels[self.pid] = _Channel(ours)
+        channel = _channels[self.pid] = _Channel(self.pid, ours)
         multiprocessing.util.Finalize(self, _forget, (self.pid, channel))
 
 

@@ -52,7 +52,8 @@ def read_until_closed(pipes: Sequence[Pipe], lifeline: socket.socket) -> None:
     """Read the pipes until the other end of `lifeline` is closed, then read the rest."""
     by_fd = {pipe.fd: pipe for pipe in pipes}
     paused: list[Pipe] = []
-    with selectors.DefaultSelector() as ready:
+    # not epoll: a training process could use up all entries that the kernel allows this user for epoll
+    with selectors.PollSelector() as ready:
         ready.register(lifeline, selectors.EVENT_READ)
         for pipe in pipes:
             ready.register(pipe.fd, selectors.EVENT_READ)

@@ -12,7 +12,8 @@ It forks a second subreaper, which starts PROGRAM in a new session. Then both su
   PROGRAM with the second subreaper, and the supervisor finds and ends the rest (orphans.py). A parent-death signal
   from the supervisor itself would not work: the kernel sends it when the thread that started the process ends.
 - PROGRAM could limit the resources of its subreapers. So whatever fails, a subreaper continues until no process is left.
-- Each subreaper removes FOLDER (the private folder of PROGRAM) and ends with the exit code or the signal of PROGRAM.
+- Each subreaper ends with the exit code or the signal of PROGRAM. If the supervisor has ended, it first removes FOLDER, the
+  private folder of PROGRAM. Otherwise the supervisor removes it: PROGRAM can create so many files that this takes minutes.
 """
 
 from __future__ import annotations
@@ -105,6 +106,8 @@ def _start(program: list[str]) -> int:
         hard = resource.getrlimit(_MARK)[1]
         mark = 0 if hard == resource.RLIM_INFINITY else max(0, hard - 1)
         resource.setrlimit(_MARK, (mark, mark))
+        for priority in (resource.RLIMIT_NICE, resource.RLIMIT_RTPRIO):  # the service must not wait for a training
+            resource.setrlimit(priority, (0, 0))
         if os.getppid() == subreaper:
             os.execvp(program[0], program)  # noqa: S606
     except OSError as error:
@@ -175,6 +178,12 @@ def _end_like(status: int) -> None:
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
+def _has_supervisor_ended(lifeline: int) -> bool:
+    end = select.poll()
+    end.register(lifeline, 0)  # POLLHUP is always reported; a supervisor that only requests the end causes POLLRDHUP
+    return bool(end.poll(0))
+
+
 def _remove(folder: str) -> None:
     # what is left, for example a folder that is nested too deeply, is removed by the supervisor
     with contextlib.suppress(RecursionError, *_FAILURES):
@@ -208,7 +217,8 @@ def main() -> None:
         with contextlib.suppress(*_FAILURES):
             _watch_program(lifeline, first, started)
     status = _reap_all(child, children)
-    _remove(folder)
+    if _has_supervisor_ended(lifeline):
+        _remove(folder)
     _end_like(status)
 
 

@@ -70,7 +70,7 @@ class Ranks:
         for rank in ranks:
             os.mkfifo(folder / STOPS.format(rank), 0o600)
             os.mkfifo(folder / EVENTS.format(rank), 0o600)
-        with selectors.DefaultSelector() as ready, contextlib.ExitStack() as pipes:
+        with selectors.PollSelector() as ready, contextlib.ExitStack() as pipes:
             for rank in ranks:
                 # without O_NONBLOCK, this would wait for the rank
                 events = os.open(folder / EVENTS.format(rank), os.O_RDONLY | os.O_NONBLOCK)
