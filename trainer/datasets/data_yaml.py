@@ -42,16 +42,18 @@ class DataYaml:
     flip_idx: tuple[int, ...] | None
 
 
-def load_yaml(path: Path, report: Report) -> dict[str, Any]:
+def load_yaml(path: Path, report: Report, name: str | None = None) -> dict[str, Any]:
     """Return the mapping in a YAML file. Every scalar is text, so `no` stays the word "no".
 
+    `name` is the name of the file in messages, if it has another name in our cache.
     Raises `DatasetError` if the file is unreadable, invalid, too large, nested too deeply or not a mapping.
     """
-    text = _decoded(read_file(path, MAX_YAML_BYTES), path, report)
-    value = _parsed(text, path.name, report)
+    name = name or path.name
+    text = _decoded(read_file(path, MAX_YAML_BYTES, name), name, report)
+    value = _parsed(text, name, report)
     if not isinstance(value, dict):
         raise DatasetError(
-            f"{printable(path.name)} is not a dataset YAML: it must be a mapping with train:, val: and names:."
+            f"{printable(name)} is not a dataset YAML: it must be a mapping with train:, val: and names:."
         )
     return {key: item for key, item in value.items() if isinstance(key, str)}
 
@@ -80,7 +82,7 @@ def read_data_yaml(values: Mapping[str, Any], report: Report) -> DataYaml:
     )
 
 
-def _decoded(data: bytes, path: Path, report: Report) -> str:
+def _decoded(data: bytes, name: str, report: Report) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     elif b"\0" in data[:4]:
@@ -90,7 +92,7 @@ def _decoded(data: bytes, path: Path, report: Report) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError:
-        report.add("yaml_encoding", file=printable(path.name))
+        report.add("yaml_encoding", file=printable(name))
         return data.decode("cp1252", errors="replace")
 
 

@@ -27,9 +27,12 @@ class Limits:
     depth: int = 32  # levels of folders
 
 
-def read_file(path: Path | str, largest: int) -> bytes:
-    """Return the content of a file. Raises `DatasetError` if it is unreadable or has more than `largest` bytes."""
-    name = printable(Path(path).name)
+def read_file(path: Path | str, largest: int, name: str | None = None) -> bytes:
+    """Return the content of a file. Raises `DatasetError` if it is unreadable or has more than `largest` bytes.
+
+    `name` is the name of the file in messages, if it has another name in our cache.
+    """
+    name = printable(name or Path(path).name)
     try:
         # without O_NONBLOCK, the open of a named pipe would wait for a writer
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:

@@ -43,8 +43,8 @@ def test_batch_is_synced_before_its_files_can_be_found(cache, monkeypatch):
     assert os.listdir(cache.root / "tmp") == []
 
 
-@pytest.mark.parametrize(("limit", "value"), [("BATCH_BYTES", 300), ("BATCH_SECONDS", 0.0)])
-def test_batch_is_synced_early_at_its_size_or_time_limit(cache, monkeypatch, limit, value):
+@pytest.mark.parametrize(("limit", "value"), [("BATCH_BYTES", 300), ("BATCH_FILES", 3), ("BATCH_SECONDS", 0.0)])
+def test_batch_is_synced_early_at_each_of_its_limits(cache, monkeypatch, limit, value):
     monkeypatch.setattr(f"trainer.datasets.cache.incoming.{limit}", value)
     with cache.batch() as batch:
         for number in range(5):

@@ -125,9 +125,12 @@ def test_unwritable_folder_of_image_facts_is_ignored(tmp_path):
     assert FactsCache(tmp_path / "file/facts").load(order("a")) == {}
 
 
-def test_image_facts_of_least_recently_used_datasets_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(facts_cache, "MAX_DATASETS", 2)
+@pytest.mark.parametrize("limit", ["MAX_DATASETS", "MAX_BYTES"])
+def test_image_facts_of_least_recently_used_datasets_are_removed(tmp_path, monkeypatch, limit):
     cache = FactsCache(tmp_path)
+    cache.save(order("a"), {"id": FACT})
+    (saved,) = tmp_path.glob("*.json")
+    monkeypatch.setattr(facts_cache, limit, {"MAX_DATASETS": 2, "MAX_BYTES": 2 * saved.stat().st_size}[limit])
     for number, source in enumerate("abc"):
         cache.save(order(source), {"id": FACT})
         os.utime(max(tmp_path.glob("*.json"), key=lambda path: path.stat().st_mtime_ns), ns=(number, number + 1))

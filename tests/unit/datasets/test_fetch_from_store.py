@@ -144,3 +144,9 @@ def test_storage_reference_without_configured_storage_is_rejected(root):
     with pytest.raises(Misconfigured, match=r"No storage is configured"):
         fetcher.fetch(ref, root / "run/source", StopSignal(), lambda _: None)
     web.close()
+
+
+def test_error_about_stored_yaml_contains_its_name(store, fetch):
+    store.put({"data.yaml": b"names: ["})
+    with pytest.raises(DatasetError, match=r"^p/s/data.yaml is not valid YAML"):
+        fetch("storage:p/s/data.yaml")

@@ -187,7 +187,8 @@ def test_download_from_silent_host_can_be_stopped(server, fetch):
     [
         ("/annotations.json", body(b"{}"), "Use the URL of an archive"),
         ("/data.yaml", body(b""), "0 bytes"),
-        ("/data.yaml", body(b"<html>login</html>"), "YAML"),
+        ("/data.yaml", body(b"<html>login</html>"), r"^http://127.0.0.1:\d+/data.yaml is not a dataset YAML"),
+        ("/data.yaml", body(b"x" * (5 << 20)), r"^http://127.0.0.1:\d+/data.yaml is larger than 4 MiB"),
         ("/set.zip", body(b"<html>login</html>"), "neither a zip nor a tar"),
         ("/gone.zip", body(b"", status="404 Not Found"), "answers 404"),
     ],

@@ -42,7 +42,7 @@ def test_every_writer_distinguishes_broken_disk_from_full_disk(translate):
 
 
 READERS = {
-    "a file of the dataset": (Path, "open", lambda path: read_file(path, 100)),
+    "a file of the dataset": (os, "open", lambda path: read_file(path, 100)),
     "an image": (os, "open", lambda path: facts(str(path))),
     "a folder": (os, "scandir", lambda path: tree(path.parent).listing(str(path.parent))),
     "the dataset's path": (Path, "resolve", lambda path: Roots(Path("/")).admit(path)),

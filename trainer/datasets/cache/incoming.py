@@ -21,6 +21,7 @@ STALE_SECONDS = 24 * 3600.0  # older temporary files are leftovers of crashes
 # a batch is synced when it reaches one of these limits, so that a killed process loses few files
 BATCH_SECONDS = 30.0
 BATCH_BYTES = 1 << 30
+BATCH_FILES = 10_000  # the service lists them in memory
 
 
 class Incoming:
@@ -102,18 +103,24 @@ class FileBatch:
         self._lock = threading.Lock()
         self._batch: Path | None = None
         self._began = 0.0
-        self._bytes = 0
+        self._bytes = self._files = 0
 
     def put(self, identity: str, file: Path) -> None:
         """Add a complete file. `ContentCache.get` finds the file after its batch is synced."""
         size = file.stat().st_size
         with self._lock, on_this_disk(self._top):
             if self._batch is None:
-                self._batch, self._began, self._bytes = self._top / uuid.uuid4().hex, time.monotonic(), 0
+                self._batch, self._began = self._top / uuid.uuid4().hex, time.monotonic()
+                self._bytes = self._files = 0
                 self._batch.mkdir()
             file.replace(self._batch / name_of(identity))
             self._bytes += size
-            is_due = self._bytes >= BATCH_BYTES or time.monotonic() - self._began >= BATCH_SECONDS
+            self._files += 1
+            is_due = (
+                self._bytes >= BATCH_BYTES
+                or self._files >= BATCH_FILES
+                or time.monotonic() - self._began >= BATCH_SECONDS
+            )
         if is_due:
             self.flush()
 

@@ -16,7 +16,8 @@ from trainer.datasets.images.header import Facts
 
 VERSION = 2  # increase it when `images.header.facts` changes; files with another version are ignored
 LARGEST = 1 << 30  # bytes of a file; one million images need 0.2 GB
-MAX_DATASETS = 200  # number of files to keep; the least recently used files are removed
+# number and total bytes of the files to keep; the least recently used files are removed
+MAX_DATASETS, MAX_BYTES = 200, 4 << 30
 
 
 class FactsCache:
@@ -77,9 +78,14 @@ class FactsCache:
         return self._folder / f"{hashlib.sha256(key).hexdigest()}.json"
 
     def _evict(self) -> None:
-        kept = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        for path in kept[MAX_DATASETS:]:
-            path.unlink(missing_ok=True)
+        found = sorted(
+            ((path.stat(), path) for path in self._folder.glob("*.json")), key=lambda each: -each[0].st_mtime_ns
+        )
+        total = 0
+        for number, (status, path) in enumerate(found):
+            total += status.st_size
+            if number >= MAX_DATASETS or total > MAX_BYTES:
+                path.unlink(missing_ok=True)
 
 
 def _columns(found: dict[str, Facts]) -> dict[str, object]:

@@ -142,7 +142,7 @@ class Fetcher:
             return self._cached(info)
 
         def needed_folders(info: ObjectInfo) -> tuple[str, ...] | None:
-            return self.decode(NeededFolders(yaml=str(download(info))), transfer.stop).names
+            return self.decode(NeededFolders(yaml=str(download(info)), name=info.ref.key), transfer.stop).names
 
         def listed_again() -> Manifest:
             # the YAML can also have changed

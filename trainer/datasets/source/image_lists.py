@@ -40,7 +40,7 @@ class ReadEntries:
         return Access(read=(self.yaml,))
 
     def run(self, stop: StopSignal, room: Room) -> Entries:
-        data = read_data_yaml(load_yaml(Path(self.yaml), Report()), Report())
+        data = read_data_yaml(load_yaml(Path(self.yaml), Report(), shown_url(self.url)), Report())
         if not data.splits:
             raise DatasetError(f"data_yaml: the YAML at {shown_url(self.url)} has neither train: nor val:.")
         base = inside(data.path or "", "path")

@@ -27,16 +27,17 @@ class Folders:
 
 @dataclass(frozen=True, kw_only=True)
 class NeededFolders:
-    """Read the top folders that a YAML uses."""
+    """Read the top folders that a YAML uses. `name` is its name in messages."""
 
     yaml: str
+    name: str
 
     @property
     def access(self) -> Access:
         return Access(read=(self.yaml,))
 
     def run(self, stop: StopSignal, room: Room) -> Folders:
-        data = read_data_yaml(load_yaml(Path(self.yaml), Report()), Report())
+        data = read_data_yaml(load_yaml(Path(self.yaml), Report(), self.name), Report())
         if data.path not in {None, ".", "./"} or not data.splits:
             return Folders(names=None)
         folders = {"images", "labels"}
