@@ -64,16 +64,17 @@ class MachineFailed(TrainerError):
 
 
 class HostFailed(MachineFailed):
-    """The host cannot execute any run: a broken or read-only disk, or a process that cannot be started or killed.
+    """The host cannot execute any run: a broken or read-only disk, or a process that cannot be started.
 
     Never raised for errors that a run can cause or report falsely.
     """
 
 
 class HostSuspected(MachineFailed):
-    """The training process reports a broken GPU, driver, disk or installation, or a folder of the dataset is broken.
+    """The training process reports a broken GPU, driver, disk or installation, or it cannot be killed in time.
 
-    The code in a training process can print any message, and a row can name any folder. So the worker tests its host.
+    Also raised for a broken folder of a dataset. The code in a training process can print any message and start very many
+    processes, and a row can name any folder. So the worker tests its host.
     """
 
 

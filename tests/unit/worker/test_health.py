@@ -14,7 +14,7 @@ from trainer.worker.health import Health
 
 FULL = "RUNS_DIR is full."
 KILLED = MachineFailed("The training process was killed.")
-DRIVER = HostFailed("The training process cannot be killed.")
+DRIVER = HostFailed("The training process cannot be started.")
 
 
 class Host:

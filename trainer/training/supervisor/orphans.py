@@ -14,7 +14,7 @@ import signal
 import time
 from pathlib import Path
 
-from trainer.core.errors import HostFailed
+from trainer.core.errors import HostSuspected
 
 _PR_SET_CHILD_SUBREAPER = 36
 _SECONDS = 5.0  # time for SIGKILL to take effect
@@ -27,12 +27,15 @@ def adopt_orphans() -> None:
 
 
 def end_orphans() -> int:
-    """Kill and reap all adopted processes of trainings. Return their number. Raises HostFailed if one cannot be killed."""
+    """Kill and reap all adopted processes of trainings. Return their number.
+
+    Raises HostSuspected if one cannot be killed.
+    """
     ended: set[int] = set()
     deadline = time.monotonic() + _SECONDS
     while orphans := [pid for pid in _children() if _is_of_training(pid)]:
         if time.monotonic() > deadline:
-            raise HostFailed(
+            raise HostSuspected(
                 f"{len(orphans)} processes of a training cannot be killed; "
                 "the driver probably hangs: look at dmesg and restart the host."
             )

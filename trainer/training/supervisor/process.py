@@ -64,6 +64,7 @@ class ChildTrainer:
     _prestarted: ProcessTree | None = field(default=None, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # guards _prestarted and _closed
     _closed: bool = field(default=False, init=False)
+    _not_killed: list[ProcessTree] = field(default_factory=list, init=False)  # trees that outlived their training
 
     def __post_init__(self) -> None:
         adopt_orphans()
@@ -113,7 +114,7 @@ class ChildTrainer:
         stop.raise_if_set()
         try:
             prestarted = self._take_prestarted(order)
-            with _closed_afterwards(prestarted or self._start(order.devices)) as process:
+            with self._closed_afterwards(prestarted or self._start(order.devices)) as process:
                 process.send(encode_order(order))
                 watch = TrainingWatch(process, order, stop, self.limits)
                 process.dispatcher.start(on_event, on_line, EventLimits.of(order.plan))
@@ -132,7 +133,8 @@ class ChildTrainer:
         """Implement `Trainer.test`. A process that runs out of memory, or is killed, finds no problem."""
         limits = replace(self.limits, starting=_TEST_SECONDS)
         try:
-            with _closed_afterwards(self._start(tuple(devices))) as process:
+            self._kill_the_rest()
+            with self._closed_afterwards(self._start(tuple(devices))) as process:
                 order = host_test(process.folder / "tmp", tuple(devices))
                 process.send(encode_order(order))
                 watch = TrainingWatch(process, order, StopSignal(), limits)
@@ -143,6 +145,33 @@ class ChildTrainer:
         except (RunFailed, MachineFailed) as error:
             log.warning("test of the training process has no result", error=str(error))
         return None
+
+    @contextlib.contextmanager
+    def _closed_afterwards(self, process: ProcessTree) -> Iterator[ProcessTree]:
+        """Yield the process. Then end its tree, and remove what it left."""
+        shared_memory = SharedMemory()
+        with contextlib.ExitStack() as afterwards:
+            afterwards.callback(process.dispatcher.close)
+            afterwards.callback(shared_memory.remove_new)
+            afterwards.callback(_end_orphans, process)
+            afterwards.callback(self._close, process)
+            yield process
+
+    def _close(self, process: ProcessTree) -> None:
+        try:
+            process.close()
+        except HostSuspected:
+            with self._lock:
+                self._not_killed.append(process)
+            raise
+
+    def _kill_the_rest(self) -> None:
+        """Raise HostSuspected if a process of an earlier training still cannot be killed."""
+        with self._lock:
+            self._not_killed = [process for process in self._not_killed if not process.ended.is_set()]
+            left = tuple(self._not_killed)
+        for process in left:
+            process.kill()
 
     def _take_prestarted(self, order: TrainingOrder) -> ProcessTree | None:
         with self._lock:
@@ -172,18 +201,6 @@ class ChildTrainer:
         in_private_network = self.sandbox != "0" and (self.private_network or len(devices or ()) > 1)
         program = [*_IN_PRIVATE_NETWORK, *self.program] if in_private_network else self.program
         return ProcessTree(program, environment, folder, self._locks, DISABLED if self.sandbox == "0" else None)
-
-
-@contextlib.contextmanager
-def _closed_afterwards(process: ProcessTree) -> Iterator[ProcessTree]:
-    """Yield the process. Then end its tree, and remove what it left."""
-    shared_memory = SharedMemory()
-    with contextlib.ExitStack() as afterwards:
-        afterwards.callback(process.dispatcher.close)
-        afterwards.callback(shared_memory.remove_new)
-        afterwards.callback(_end_orphans, process)
-        afterwards.callback(process.close)
-        yield process
 
 
 def _end_orphans(process: ProcessTree) -> None:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trainer.core.errors import HostFailed, host_failed
+from trainer.core.errors import HostSuspected, host_failed
 from trainer.core.events import (
     BatchProgress,
     ChildStopped,
@@ -34,7 +34,7 @@ from trainer.training.supervisor.unconfined import unconfined
 from trainer.training.wire import LONGEST_EVENT, SandboxReport, WireError, decode_event, decode_sandbox
 
 _SUBREAPER = str(Path(__file__).with_name("subreaper.py"))
-_KILL_SECONDS = 5.0  # time for SIGKILL to take effect; after the second wait, HostFailed is raised
+_KILL_SECONDS = 5.0  # time for SIGKILL to take effect; after the second wait, HostSuspected is raised
 _TAIL_LINES = 200  # last lines of output, for the diagnosis
 MIB = 2**20
 
@@ -101,7 +101,7 @@ class ProcessTree:
     def kill(self) -> None:
         """Send SIGKILL to every process of the tree. Return when no process is left.
 
-        Raises HostFailed if a process cannot be killed, for example because a driver hangs.
+        Raises HostSuspected if a process cannot be killed: a driver hangs, or there are very many processes.
         """
         with self._write_lock, contextlib.suppress(OSError):  # the tree has ended
             self._lifeline.shutdown(socket.SHUT_WR)
@@ -113,7 +113,7 @@ class ProcessTree:
             os.kill(pid, signal.SIGKILL)
             os.killpg(pid, signal.SIGCONT)
         if not self.ended.wait(_KILL_SECONDS):
-            raise HostFailed(
+            raise HostSuspected(
                 f"The training process {pid} cannot be killed, so its GPU is not free; "
                 "the driver probably hangs: look at dmesg and restart the host.",
             )
