@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.service import Service
+from tests.unit.worker.harness import wait_for
 from trainer.demo import draw_dataset
 from trainer.jobs.sqlite import SqliteQueue
 
@@ -102,7 +103,9 @@ def test_strange_files_never_end_service_without_privileges(home):
         for _ in range(2):
             run_id = service.insert(data, epochs=1, model="yolo11n.yaml")
             assert service.wait(run_id, "completed", "failed", seconds=120)["status"] == "completed"
-        time.sleep(1)
+        # the journals keep the folders of the runs `folder` and `closed`, but not of `folder.pt` and `closed.json`
+        for swept in ("runs/train_folder.pt", "datasets/datasets/run_closed.json"):
+            wait_for(lambda path=home / swept: not os.path.lexists(path))
         assert service.process.poll() is None
         assert service.stop() == 0
     finally:
@@ -115,6 +118,3 @@ def test_strange_files_never_end_service_without_privileges(home):
     text = service.log.read_text()
     assert "Traceback" not in text, text[text.index("Traceback") - 2000 :][:4000]
     assert not [line for line in service.lines() if "chore failed" in line["event"]]
-    # the journals keep the folders of the runs `folder` and `closed`, but not of `folder.pt` and `closed.json`
-    assert not os.path.lexists(home / "runs" / "train_folder.pt")
-    assert not os.path.lexists(home / "datasets" / "datasets" / "run_closed.json")
