@@ -55,6 +55,11 @@ def test_processor_time_is_limited_with_a_clear_message(data):
         prepare(data, attacked(code))
 
 
+def test_endless_output_ends_the_process(data, lying):  # noqa: F811
+    with pytest.raises(MachineFailed, match="MiB of other output"):
+        prepare(data, lying(after="while True: os.write(2, bytes(1 << 16))"))
+
+
 FILLS = {
     "bytes": "open(job.view + '/full', 'wb').write(bytes(3 << 20))",
     "files": "[open(f'{job.made}/{n}', 'w').close() for n in range(300)]",

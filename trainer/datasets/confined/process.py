@@ -37,6 +37,7 @@ TICK_SECONDS = 0.1  # between two checks of the stop signal and the free space
 KILL_SECONDS = 5.0  # time for SIGKILL to take effect; a process that waits for a broken disk takes longer
 _CHUNK = 1 << 16  # bytes; as much as a pipe holds
 _LOG_BYTES = 4000  # last bytes of stderr, for the log of the service
+MOST_OUTPUT = 256 << 20  # bytes of stderr; endless output would keep the service busy
 _PROJECT = Path(__file__).parents[3]
 _ALLOWED = frozenset({"PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "PYTHONHASHSEED"})
 
@@ -137,6 +138,7 @@ class _Process:
         self._unsent = bytearray()
         self._received = bytearray()
         self._log = bytearray()
+        self._output_bytes = 0
 
     @property
     def is_running(self) -> bool:
@@ -212,6 +214,9 @@ class _Process:
         data = os.read(fd, _CHUNK)
         if fd == self._stderr.fileno():
             self._log = (self._log + data)[-_LOG_BYTES:]
+            self._output_bytes += len(data)
+            if self._output_bytes > MOST_OUTPUT:
+                raise invalid_answer(f"more than {MOST_OUTPUT >> 20} MiB of other output")
             if not data:
                 ready.unregister(fd)
             return

@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from trainer.core.dataset import DatasetRef, DiskRef, HttpRef, ObjectRef
 from trainer.core.errors import DatasetError, Misconfigured, ObjectMissing, Unavailable
-from trainer.core.packed import Packed
 from trainer.core.ports import ObjectInfo, ObjectStore
 from trainer.core.stop import StopSignal
 from trainer.core.text import shown
@@ -168,14 +168,15 @@ class Fetcher:
     def _download(self, manifest: Manifest, transfer: Transfer) -> bool:
         """Download the objects that are not in the cache. Return False if all objects were already cached."""
         self.cache.mark_in_use(transfer.staging, (identity_of(info) for _, info in manifest.objects))
-        missing = Packed(row for row in manifest.rows if not self._is_cached(manifest.info(row)))
-        if not missing:
+        # one byte for each object, because there can be millions of them
+        is_missing = bytearray(not self._is_cached(manifest.info(row)) for row in manifest.rows)
+        if not any(is_missing):
             return False
-        total = sum(size for _, _, size in missing)
+        total = sum(size for _, _, size in compress(manifest.rows, is_missing))
         self.cache.make_room(total)
-        meter = Meter(transfer.on_event, total_files=len(missing), total_bytes=total)
+        meter = Meter(transfer.on_event, total_files=sum(is_missing), total_bytes=total)
         with self.cache.batch() as batch:
-            infos = map(manifest.info, missing)
+            infos = map(manifest.info, compress(manifest.rows, is_missing))
             downloads = (functools.partial(self._download_one, info, meter, batch.put) for info in infos)
             in_parallel(downloads, self.concurrency, transfer.stop)
         return True
