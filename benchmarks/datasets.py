@@ -25,6 +25,7 @@ from PIL import Image
 from benchmarks.figures import Figure
 from trainer.core.dataset import DatasetOrder
 from trainer.core.stop import StopSignal
+from trainer.datasets.decoder import here
 from trainer.datasets.images.facts_cache import FactsCache
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetched_tree import Fetched
@@ -92,7 +93,10 @@ def prepare_twice(root: Path, images: int, size: int, *, users: bool) -> Iterato
     """Create the dataset in `root` and prepare it twice."""
     make(root / "set", images, size)
     datasets = FetchedDatasets(
-        OnDisk(is_private=not users), ReferenceRules(Roots(root), "datasets"), facts=FactsCache(root / "facts")
+        OnDisk(is_private=not users),
+        ReferenceRules(Roots(root), "datasets"),
+        facts=FactsCache(root / "facts"),
+        decode=here,
     )
     for label in ("first", "unchanged"):
         order = DatasetOrder(sources=(str(root / "set"),))

@@ -19,6 +19,7 @@ from benchmarks.figures import Figure
 from benchmarks.photos import BATCH, environment
 from trainer.core.dataset import DatasetOrder, PreparedDataset
 from trainer.core.stop import StopSignal
+from trainer.datasets.decoder import here
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import ReferenceRules
 from trainer.datasets.source.roots import Roots
@@ -43,7 +44,7 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     """Create a dataset and return the seconds to read its labels, from the table and with a scan."""
     make(folder / "many", count, 64)
     order = DatasetOrder(sources=(str(folder / "many"),))
-    datasets = FetchedDatasets(OnDisk(is_private=True), ReferenceRules(Roots(folder), "datasets"))
+    datasets = FetchedDatasets(OnDisk(is_private=True), ReferenceRules(Roots(folder), "datasets"), decode=here)
     view = datasets.prepare(order, folder / "view of many", StopSignal(), lambda _: None)
     return {how: seconds_to_labels(view, folder / "home", how) for how in ("table", "scan")}
 

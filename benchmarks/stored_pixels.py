@@ -32,6 +32,7 @@ from trainer.core.ports import TrainingOrder
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
+from trainer.datasets.decoder import here
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import ReferenceRules
 from trainer.datasets.source.roots import Roots
@@ -104,7 +105,7 @@ def _training(folder: Path, tiny: bool) -> Iterator[Figure]:
     count, epochs, imgsz, smaller = (8, 2, 64, 8) if tiny else (120, 10, 160, 1)
     photos(folder / "trained", 4000 // smaller, 3000 // smaller, train=count, val=4)
     datasets = FetchedDatasets(
-        OnDisk(is_private=False), ReferenceRules(Roots(folder), "datasets"), pixels=PixelCache(ContentCache(folder / "cache", max_bytes=STORED)),
+        OnDisk(is_private=False), ReferenceRules(Roots(folder), "datasets"), pixels=PixelCache(ContentCache(folder / "cache", max_bytes=STORED)), decode=here,
     )  # fmt: skip
     baseline: list[Trained] = []
     ours: dict[str, list[Trained]] = {"no pixels stored before": [], "pixels stored before": []}

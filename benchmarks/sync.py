@@ -32,6 +32,7 @@ from trainer.core.dataset import ObjectRef
 from trainer.core.ports import ObjectInfo
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.decoder import here
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import ReferenceRules
 from trainer.datasets.source.roots import Roots
@@ -97,6 +98,7 @@ class Dataset:
             cache=ContentCache(root / "cache", max_bytes=10**12),
             web=self._web,
             store=self._store,
+            decode=here,
         )
         staging = root / "staging"
         started = time.perf_counter()

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from trainer.core.dataset import DatasetOrder, PreparedDataset, SplitRequest, Task
 from trainer.core.stop import StopSignal
+from trainer.datasets.decoder import here
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetched_tree import Fetched
 from trainer.datasets.source.reference import ReferenceRules
@@ -108,6 +109,8 @@ def prepared(
     more: tuple[Path, ...] = (),
 ) -> PreparedDataset:
     """Prepare the dataset at `source` in the new folder `folder`."""
-    datasets = FetchedDatasets(OnDisk(is_private=private), ReferenceRules(Roots(root or source.parent), "datasets"))
+    datasets = FetchedDatasets(
+        OnDisk(is_private=private), ReferenceRules(Roots(root or source.parent), "datasets"), decode=here
+    )
     order = DatasetOrder(sources=tuple(str(s) for s in (source, *more)), task=task, split=split)
     return datasets.prepare(order, folder, StopSignal(), (events if events is not None else []).append)

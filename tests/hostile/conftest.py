@@ -12,6 +12,7 @@ from tests.supabase_fixtures import supabase, supabase_lab, supabase_servers  # 
 from tests.web_server import web_server
 from trainer.core.retry import RetryPolicy
 from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.decoder import here
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import ReferenceRules
 from trainer.datasets.source.roots import Roots
@@ -59,5 +60,6 @@ def fetcher(place, server):
         cache=cache,
         web=web,
         store=LocalObjectStore(place / "store"),
+        decode=here,
     )
     web.close()

@@ -23,6 +23,7 @@ from PIL import Image
 from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
+from trainer.datasets.decoder import here
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetched_tree import Fetched
 from trainer.datasets.source.reference import ReferenceRules
@@ -66,7 +67,7 @@ def base(root: Path) -> None:
 
 
 def prepare(tmp_path: Path, entry: str = "data.yaml", task=None, split=None, is_private=False):
-    datasets = FetchedDatasets(OnDisk(is_private), ReferenceRules(Roots(tmp_path / "roots"), "datasets"))
+    datasets = FetchedDatasets(OnDisk(is_private), ReferenceRules(Roots(tmp_path / "roots"), "datasets"), decode=here)
     order = DatasetOrder(sources=(str(tmp_path / "roots/set" / entry),), task=task, split=split)
     return datasets.prepare(order, tmp_path / "views/run", StopSignal(), lambda _: None)
 

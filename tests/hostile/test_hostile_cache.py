@@ -16,6 +16,7 @@ from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
+from trainer.datasets.decoder import here
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import ReferenceRules
@@ -56,8 +57,12 @@ class Tenants:
         self.cache = ContentCache(root / "datasets/.cache", max_bytes=1 << 30, reserve=0)
         self.web = GuardedClient(policy=RetryPolicy(tries=1, first_wait=0.01, total_seconds=5))
         roots = Roots(root / "datasets", private=(root / "datasets/.cache", root / "datasets/datasets"))
-        fetcher = Fetcher(rules=ReferenceRules(roots, "datasets"), cache=self.cache, web=self.web, store=store)
-        self.datasets = FetchedDatasets(fetcher, ReferenceRules(roots, "datasets"), pixels=PixelCache(self.cache))
+        fetcher = Fetcher(
+            rules=ReferenceRules(roots, "datasets"), cache=self.cache, web=self.web, store=store, decode=here
+        )
+        self.datasets = FetchedDatasets(
+            fetcher, ReferenceRules(roots, "datasets"), pixels=PixelCache(self.cache), decode=here
+        )
 
     def prepare(self, source: str, run: str, owner: str | None = None):
         order = DatasetOrder(sources=(source,), owner=owner, imgsz=16)

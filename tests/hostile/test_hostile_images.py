@@ -20,6 +20,7 @@ from tests.hostile.damaged_dataset import (
 )
 from trainer.core.dataset import DatasetOrder
 from trainer.core.stop import StopSignal
+from trainer.datasets.decoder import here
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import ReferenceRules
 from trainer.datasets.source.roots import Roots
@@ -201,7 +202,7 @@ def test_folder_linked_to_outside_the_dataset_is_rejected(tmp_path, folder, is_p
 def test_hidden_images_are_reported(tmp_path):
     assert run(tmp_path, with_image(jpeg(5), "..a.jpg")) == "ok"
     (tmp_path / "roots/set/images/train/._0.jpg").write_bytes(b"resource fork")
-    datasets = FetchedDatasets(OnDisk(False), ReferenceRules(Roots(tmp_path / "roots"), "datasets"))
+    datasets = FetchedDatasets(OnDisk(False), ReferenceRules(Roots(tmp_path / "roots"), "datasets"), decode=here)
     order = DatasetOrder(sources=(str(tmp_path / "roots/set"),))
     found = {f.code: f for f in datasets.prepare(order, tmp_path / "again", StopSignal(), lambda _: None).findings}
     assert (found["image_hidden"].count, found["image_hidden"].examples) == (1, ("images/train/..a.jpg",))

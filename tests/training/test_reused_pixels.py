@@ -11,6 +11,7 @@ from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
+from trainer.datasets.decoder import here
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import ReferenceRules
 from trainer.datasets.source.roots import Roots
@@ -28,7 +29,7 @@ def prepare_run(datasets, source, run_id):
 def datasets(tmp_path):
     """The object that prepares the datasets of all runs of a worker."""
     cache = ContentCache(tmp_path / "cache", max_bytes=1 << 30, reserve=0)
-    return FetchedDatasets(OnDisk(), ReferenceRules(Roots(tmp_path), "datasets"), pixels=PixelCache(cache))
+    return FetchedDatasets(OnDisk(), ReferenceRules(Roots(tmp_path), "datasets"), pixels=PixelCache(cache), decode=here)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from trainer.core.errors import DatasetError
 from trainer.core.events import Event, Phase, PhaseStarted, Warned
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.pixels import PixelCache
-from trainer.datasets.decoder import Decoder, answers_checked, here
+from trainer.datasets.decoder import Decoder, answers_checked
 from trainer.datasets.images.facts_cache import FactsCache, identity
 from trainer.datasets.inspection import (
     FACTS,
@@ -46,9 +46,9 @@ class FetchedDatasets:
 
     fetcher: Fetcher
     rules: ReferenceRules
+    decode: Decoder
     facts: FactsCache | None = None
     pixels: PixelCache | None = None
-    decode: Decoder = here
     warm: Callable[[], object] = lambda: None
 
     def prepare(self, order: DatasetOrder, folder: Path, stop: StopSignal, on_event: OnEvent) -> PreparedDataset:

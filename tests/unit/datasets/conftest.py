@@ -10,6 +10,7 @@ from trainer.core.dataset import HttpRef
 from trainer.core.retry import RetryPolicy
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.decoder import here
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import ReferenceRules, parse_reference
@@ -46,7 +47,9 @@ def root(tmp_path):
 def fetcher(root, store, server):
     web = GuardedClient(allowed_hosts=[server.host], policy=RetryPolicy(tries=2, first_wait=0.01, total_seconds=5))
     cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=0)
-    yield Fetcher(rules=ReferenceRules(Roots(root), "datasets"), cache=cache, web=web, store=store, concurrency=4)
+    yield Fetcher(
+        rules=ReferenceRules(Roots(root), "datasets"), cache=cache, web=web, store=store, concurrency=4, decode=here
+    )
     web.close()
 
 
@@ -57,7 +60,9 @@ def datasets(places):
     cache = ContentCache(places.root / ".cache", max_bytes=1 << 30, reserve=0)
     web = GuardedClient(allowed_hosts=[places.server.host])
     store = LocalObjectStore(places.bucket.parent)
-    yield FetchedDatasets(fetcher=Fetcher(rules=rules, cache=cache, web=web, store=store), rules=rules)
+    yield FetchedDatasets(
+        fetcher=Fetcher(rules=rules, cache=cache, web=web, store=store, decode=here), rules=rules, decode=here
+    )
     web.close()
 
 

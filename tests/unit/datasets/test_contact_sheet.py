@@ -9,6 +9,7 @@ from tests.dataset_painter import OnDisk, paint
 from trainer.core.dataset import DatasetOrder, Task
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
+from trainer.datasets.decoder import here
 from trainer.datasets.inspection import Inspected
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import ReferenceRules
@@ -17,7 +18,7 @@ from trainer.datasets.view.contact_sheet import CAPTION, CELL, COLUMNS
 
 
 def checked(source, tmp_path, task=None, sheet="sheet.png") -> Inspected:
-    datasets = FetchedDatasets(OnDisk(), ReferenceRules(Roots(tmp_path), "datasets"))
+    datasets = FetchedDatasets(OnDisk(), ReferenceRules(Roots(tmp_path), "datasets"), decode=here)
     order = DatasetOrder(sources=(str(source),), task=task)
     return datasets.check(order, tmp_path / "staging", StopSignal(), lambda _: None, tmp_path / sheet)
 

@@ -15,6 +15,7 @@ from trainer.core.dataset import DatasetOrder
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
 from trainer.datasets.checks import statistics
+from trainer.datasets.decoder import here
 from trainer.datasets.images import facts_cache
 from trainer.datasets.images.facts_cache import FactsCache, identity
 from trainer.datasets.images.header import Facts
@@ -45,7 +46,7 @@ def read_images(monkeypatch) -> list[str]:
 
 def prepare(tmp_path: Path, view: str):
     datasets = FetchedDatasets(
-        OnDisk(), ReferenceRules(Roots(tmp_path), "datasets"), facts=FactsCache(tmp_path / "facts")
+        OnDisk(), ReferenceRules(Roots(tmp_path), "datasets"), facts=FactsCache(tmp_path / "facts"), decode=here
     )
     return datasets.prepare(order(str(tmp_path / "set/data.yaml")), tmp_path / view, StopSignal(), lambda _: None)
 

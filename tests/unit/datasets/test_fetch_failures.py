@@ -12,6 +12,7 @@ from trainer.core.errors import DatasetError, MachineFailed, Misconfigured, Obje
 from trainer.core.ports import ObjectInfo
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.decoder import here
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import ReferenceRules, parse_reference
 from trainer.datasets.source.roots import Roots
@@ -129,7 +130,7 @@ def test_full_disk_raises_machine_failed_before_download(store, root, server):
     free = shutil.disk_usage(root).free
     web = GuardedClient()
     cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=free * 2)
-    fetcher = Fetcher(rules=ReferenceRules(Roots(root), "datasets"), cache=cache, web=web, store=store)
+    fetcher = Fetcher(rules=ReferenceRules(Roots(root), "datasets"), cache=cache, web=web, store=store, decode=here)
     ref = parse_reference("storage:p/s/data.yaml", ReferenceRules(Roots(root), "datasets"))
     with pytest.raises(MachineFailed, match=r"too full"):
         fetcher.fetch(ref, root / "run/source", StopSignal(), lambda _: None)

@@ -9,6 +9,7 @@ from tests.dataset_sources import DATASET, YAML, content, zipped
 from trainer.core.errors import DatasetError, Misconfigured, ObjectMissing
 from trainer.core.stop import StopSignal
 from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.decoder import here
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import ReferenceRules, parse_reference
 from trainer.datasets.source.roots import Roots
@@ -139,7 +140,7 @@ def test_dataset_fetched_into_temporary_folder_is_not_downloaded_again(store, ro
 def test_storage_reference_without_configured_storage_is_rejected(root):
     web = GuardedClient()
     cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=0)
-    fetcher = Fetcher(rules=ReferenceRules(Roots(root), "datasets"), cache=cache, web=web, store=None)
+    fetcher = Fetcher(rules=ReferenceRules(Roots(root), "datasets"), cache=cache, web=web, store=None, decode=here)
     ref = parse_reference("storage:p/s/data.yaml", ReferenceRules(Roots(root), "datasets"))
     with pytest.raises(Misconfigured, match=r"No storage is configured"):
         fetcher.fetch(ref, root / "run/source", StopSignal(), lambda _: None)

@@ -10,6 +10,7 @@ from trainer.core.errors import ObjectMissing
 from trainer.core.retry import RetryPolicy
 from trainer.core.stop import Stopped, StopReason, StopSignal
 from trainer.datasets.cache.content import ContentCache
+from trainer.datasets.decoder import here
 from trainer.datasets.source.fetch import Fetcher
 from trainer.datasets.source.reference import ReferenceRules, parse_reference
 from trainer.datasets.source.roots import Roots
@@ -27,7 +28,10 @@ def supabase(root, server):
         store = SupabaseObjectStore(api, notes=root / "notes", stop=StopSignal(), policy=policy)
         web = GuardedClient()
         cache = ContentCache(root / ".cache", max_bytes=1 << 30, reserve=0)
-        yield storage, Fetcher(rules=ReferenceRules(Roots(root), "datasets"), cache=cache, web=web, store=store)
+        yield (
+            storage,
+            Fetcher(rules=ReferenceRules(Roots(root), "datasets"), cache=cache, web=web, store=store, decode=here),
+        )
         web.close()
         api.close()
 

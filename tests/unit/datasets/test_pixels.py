@@ -14,6 +14,7 @@ from trainer.core.stored_pixels import TRAILER_BYTES, ImageVersion, most_bytes, 
 from trainer.datasets.cache import pixels
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
+from trainer.datasets.decoder import here
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import ReferenceRules
 from trainer.datasets.source.roots import Roots
@@ -29,7 +30,10 @@ class Host:
         self.source = paint(folder / "set")
         self.cache = ContentCache(folder / "cache", max_bytes=max_bytes, reserve=0)
         self._datasets = FetchedDatasets(
-            OnDisk(is_private=private), ReferenceRules(Roots(folder), "datasets"), pixels=PixelCache(self.cache)
+            OnDisk(is_private=private),
+            ReferenceRules(Roots(folder), "datasets"),
+            pixels=PixelCache(self.cache),
+            decode=here,
         )
 
     def prepare(self, name: str, imgsz: int = 16, owner: str | None = None) -> PreparedDataset:

@@ -15,6 +15,7 @@ from trainer.core.dataset import SplitRequest, Task
 from trainer.core.errors import DatasetError
 from trainer.datasets.cache.content import ContentCache
 from trainer.datasets.cache.pixels import PixelCache
+from trainer.datasets.decoder import here
 from trainer.datasets.prepare import FetchedDatasets
 from trainer.datasets.source.reference import ReferenceRules
 from trainer.datasets.source.roots import Roots
@@ -119,7 +120,9 @@ def test_summary_is_json_of_limited_size(tmp_path):
 
 def test_view_with_very_deep_folders_is_discarded(tmp_path):
     cache = ContentCache(tmp_path / "cache", max_bytes=10**9, reserve=0)
-    datasets = FetchedDatasets(OnDisk(), ReferenceRules(Roots(tmp_path), "datasets"), pixels=PixelCache(cache))
+    datasets = FetchedDatasets(
+        OnDisk(), ReferenceRules(Roots(tmp_path), "datasets"), pixels=PixelCache(cache), decode=here
+    )
     for place in ("", "pixels"):
         run = tmp_path / f"run{place}"
         (run / "view" / place).mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -247,13 +248,13 @@ def test_error_about_unreadable_file_contains_its_name(tmp_path, monkeypatch, fi
     data = paint(tmp_path / "set", yaml="train: train.txt\nval: images/val\n" + USUAL)
     (tmp_path / "set/train.txt").write_text("images/train/0000.jpg\n")
     (tmp_path / "set/annotations.json").write_text("{}")
-    really_open = Path.open
+    really_open = os.open
 
-    def refuse(path, *args, **more):
-        if path.name == file:
+    def refuse(path, flags, *args, **more):
+        if Path(path).name == file and not flags & os.O_CREAT:
             raise PermissionError(13, "Permission denied", str(path))
-        return really_open(path, *args, **more)
+        return really_open(path, flags, *args, **more)
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(DatasetError, match=f"{file} cannot be read: Permission denied"):
         prepared(data.with_name("annotations.json") if file.endswith("json") else data, tmp_path / "run")

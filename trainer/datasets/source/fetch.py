@@ -19,7 +19,7 @@ from trainer.core.text import shown
 from trainer.core.transfer import Meter, OnTransfer
 from trainer.datasets.cache.content import ContentCache, Put
 from trainer.datasets.cache.disk import on_this_disk
-from trainer.datasets.decoder import Decoder, here
+from trainer.datasets.decoder import Decoder
 from trainer.datasets.source.archive import is_archive, sniff
 from trainer.datasets.source.archive_trees import ArchiveTrees, room_check
 from trainer.datasets.source.fetched_tree import Fetched
@@ -54,8 +54,8 @@ class Fetcher:
     cache: ContentCache
     web: GuardedClient
     store: ObjectStore | None
+    decode: Decoder
     concurrency: int = 16
-    decode: Decoder = here
 
     def fetch(self, ref: DatasetRef, staging: Path, stop: StopSignal, on_event: OnTransfer) -> Fetched:
         """Return the dataset of `ref`, complete on disk.
