@@ -295,14 +295,26 @@ language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
   select case when host_failures ? worker_id then 2 * trainer.back_off(1) else interval '0' end
 $$;
 
+-- Rejects a value of a worker that is too large. Each claim rewrites the row, so a large row could stop the queue.
+create or replace function trainer.require_size(name text, bytes integer, most integer) returns void
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+begin
+  if bytes > most then
+    raise exception using errcode = 'invalid_parameter_value', message = format('%s: larger than %s bytes', name, most);
+  end if;
+end $$;
+
 create or replace function trainer.merged(results jsonb, addition jsonb) returns jsonb
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
-  select case
-    when jsonb_typeof(addition) is distinct from 'object' then results
-    when jsonb_typeof(results) = 'object' then results || addition
-    else addition
-  end
-$$;
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+begin
+  if jsonb_typeof(addition) is distinct from 'object' then
+    return results;
+  elsif jsonb_typeof(results) = 'object' then
+    addition := results || addition;
+  end if;
+  perform trainer.require_size('results', pg_column_size(addition), 16777216);
+  return addition;
+end $$;
 
 -- Adds an event for a change that the queue itself made to a run. The event is left out if a worker used the largest
 -- number, or if a rule of the app rejects the event: otherwise one run would stop the claims of all workers.
@@ -359,6 +371,7 @@ begin
     if saved.data ->> 'key' is not null then
       run.checkpoint := jsonb_build_object(
         'epoch', saved.epoch, 'sha256', saved.data -> 'sha256', 'bytes', saved.data -> 'bytes', 'key', saved.data -> 'key');
+      perform trainer.require_size('checkpoint', pg_column_size(run.checkpoint), 65536);
     end if;
   end loop;
   return run;
@@ -786,6 +799,7 @@ begin
 
   run := trainer.store_events(run, finish_training_run.events);
   run.results := trainer.merged(run.results, finish_training_run.results);
+  perform trainer.require_size('trained_model_url', octet_length(finish_training_run.trained_model_url), 65536);
   run.trained_model_url := coalesce(finish_training_run.trained_model_url, run.trained_model_url);
   run.error_message := finish_training_run.error_message;
   run.lease_expires_at := null;
@@ -829,6 +843,7 @@ begin
 
   run := trainer.store_events(run, events);
   if release_training_run.checkpoint ->> 'key' is not null then
+    perform trainer.require_size('checkpoint', pg_column_size(release_training_run.checkpoint), 65536);
     run.checkpoint := release_training_run.checkpoint;
   end if;
   run.results := trainer.merged(run.results, release_training_run.results);
@@ -915,11 +930,13 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$ select 5 $$;
 -- The operator decides whether to change the policy.
 create or replace function public.trainer_access_warnings() returns setof text
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-  select format('policy "%s" on %s lets anonymous users %s', p.policyname, p.tablename,
+  select format('policy "%s" on %s lets %s users %s', p.policyname, p.tablename,
+                case when p.roles && array['anon', 'public']::name[] then 'anonymous' else 'all signed-in' end,
                 case p.cmd when 'ALL' then 'write' else lower(p.cmd) end)
   from pg_catalog.pg_policies p
   where p.schemaname = 'public' and p.tablename in ('training_runs', 'trainer_workers', 'training_run_events')
-    and p.permissive = 'PERMISSIVE' and p.cmd <> 'SELECT' and p.roles && array['anon', 'public']::name[]
+    and p.permissive = 'PERMISSIVE' and p.cmd <> 'SELECT'
+    and (p.roles && array['anon', 'public']::name[] or 'authenticated' = any (p.roles) and 'true' in (p.qual, p.with_check))
   union all
   select format('row-level security is off on %s', c.relname)
   from pg_catalog.pg_class c

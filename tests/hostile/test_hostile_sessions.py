@@ -76,6 +76,43 @@ def test_name_of_a_worker_has_a_limit(supabase):
             supabase.sql(f"select {call}", role="trainer_worker")
 
 
+LARGE = "(select string_agg(md5(n::text), '') from generate_series(1, 600000) as n)"  # 19 MB that cannot be compressed
+CHECKPOINT_EVENT = f"""jsonb_build_array(jsonb_build_object(
+    'seq', 1, 'at', now(), 'kind', 'checkpoint', 'data', jsonb_build_object('key', {LARGE})))"""
+
+
+@pytest.mark.parametrize(
+    ("call", "column"),
+    [
+        (f"beat_training_run('{{run}}', '{{claim}}', 0, jsonb_build_object('x', {LARGE}))", "results"),
+        (f"finish_training_run('{{run}}', '{{claim}}', 'queued', jsonb_build_object('x', {LARGE}))", "results"),
+        (f"finish_training_run('{{run}}', '{{claim}}', 'queued', trained_model_url => {LARGE})", "trained_model_url"),
+        (f"release_training_run('{{run}}', '{{claim}}', jsonb_build_object('key', {LARGE}))", "checkpoint"),
+        (f"beat_training_run('{{run}}', '{{claim}}', 0, null, {CHECKPOINT_EVENT})", "checkpoint"),
+    ],
+)  # fmt: skip
+def test_worker_cannot_make_the_row_of_a_run_large(supabase_lab, call, column):
+    """Each claim rewrites the row: with 200 MB in the next run, each claim would exceed the time limit of a statement."""
+    supabase_lab.insert()
+    lease = supabase_lab.queue.claim(Worker(id="w"), str(uuid.uuid4()), 60)
+    with pytest.raises(SqlError, match=f"{column}: larger than"):
+        supabase_lab.stack.sql(
+            f"select {call.format(run=lease.job.id, claim=lease.claim_id)}", role="trainer_worker"
+        )  # fmt: skip
+
+
+def test_results_have_a_limit_over_many_heartbeats(supabase_lab):
+    supabase_lab.insert()
+    lease = supabase_lab.queue.claim(Worker(id="w"), str(uuid.uuid4()), 60)
+    part = "(select string_agg(md5(n::text), '') from generate_series(1, 300000) as n)"
+    beats = "".join(
+        f"select beat_training_run('{lease.job.id}', '{lease.claim_id}', 60, jsonb_build_object('x{n}', {part}));"
+        for n in range(2)
+    )
+    with pytest.raises(SqlError, match="results: larger than 16777216 bytes"):
+        supabase_lab.stack.sql(beats, role="trainer_worker")
+
+
 def lost_run(lab, *events):
     """Let a worker claim a run, store events and stop. Return the ID of the run."""
     lab.insert()

@@ -158,10 +158,22 @@ def test_public_key_is_rejected_before_any_call(supabase_lab, key):
         supabase_lab.another(key).check()
 
 
-def test_policies_for_anonymous_writes_are_reported(supabase, supabase_lab):
-    supabase.sql("create policy open_door on training_runs for all to anon using (true);")
+@pytest.mark.parametrize(
+    ("policy", "warned"),
+    [
+        ("for all to anon using (true)", "lets anonymous users write"),
+        ("for update to public using (true)", "lets anonymous users update"),
+        ("for all to authenticated using (true)", "lets all signed-in users write"),
+        ("for insert to authenticated with check (true)", "lets all signed-in users insert"),
+        ("for all to authenticated using (created_by = 'a')", None),
+        ("for select to authenticated using (true)", None),
+    ],
+)
+def test_policies_that_let_others_write_are_reported(supabase, supabase_lab, policy, warned):
+    supabase.sql(f"create policy open_door on training_runs {policy};")
     try:
-        assert supabase_lab.queue.check() == ['policy "open_door" on training_runs lets anonymous users write']
+        expected = [f'policy "open_door" on training_runs {warned}'] if warned else []
+        assert supabase_lab.queue.check() == expected
     finally:
         supabase.sql("drop policy open_door on training_runs;")
 
