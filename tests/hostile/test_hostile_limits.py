@@ -18,7 +18,8 @@ import pytest
 from tests.process import conftest as processes
 from tests.unit.worker.harness import NEXT_CLAIM, WorkerFixture
 from trainer.core.stop import StopSignal
-from trainer.training.supervisor import subreaper
+from trainer.disk.removal import remove_tree
+from trainer.training.supervisor import process_tree, subreaper
 from trainer.worker.self_test import SelfTest
 
 home, program, leak_check = processes.home, processes.program, processes.leak_check
@@ -96,3 +97,25 @@ def test_training_cannot_raise_its_priority(program):
     limits = [psutil.Process(waiting.pid).rlimit(limit) for limit in (resource.RLIMIT_NICE, resource.RLIMIT_RTPRIO)]
 
     assert limits == [(0, 0), (0, 0)]
+
+
+def test_end_of_a_run_does_not_wait_for_the_removal_of_millions_of_files(program, home, monkeypatch):
+    is_released = threading.Event()
+    removed = []
+
+    def remove(folder):
+        is_released.wait(60)
+        remove_tree(folder)
+        removed.append(folder)
+
+    monkeypatch.setattr(process_tree, "_REMOVE_SECONDS", 0.1)
+    monkeypatch.setattr(process_tree, "remove_tree", remove)
+    training = program("trains_quickly")
+
+    training.train(epochs=1)
+
+    assert not removed
+    training.trainer.tidy()  # the folder is in use, so no sweep removes it
+    assert list(home.glob("child-*"))
+    is_released.set()
+    processes.wait_until(lambda: not list(home.glob("child-*")))

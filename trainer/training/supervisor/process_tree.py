@@ -35,6 +35,7 @@ from trainer.training.wire import LONGEST_EVENT, SandboxReport, WireError, decod
 
 _SUBREAPER = str(Path(__file__).with_name("subreaper.py"))
 _KILL_SECONDS = 5.0  # time for SIGKILL to take effect; after the second wait, HostSuspected is raised
+_REMOVE_SECONDS = 5.0  # time to wait for the removal of the private folder; a training can create millions of files
 _TAIL_LINES = 200  # last lines of output, for the diagnosis
 MIB = 2**20
 
@@ -128,6 +129,16 @@ class ProcessTree:
             self._remove_folder()
 
     def _remove_folder(self) -> None:
+        """Remove the private folder. If that takes long, the removal continues in its thread."""
+        thread = threading.Thread(target=self._remove, name="remove-folder", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the thread limit of this process is reached
+            self._remove()
+        else:
+            thread.join(_REMOVE_SECONDS)
+
+    def _remove(self) -> None:
         with contextlib.suppress(OSError):  # the subreaper has removed the folder, or the next sweep will remove it
             remove_tree(self.folder)
         self._in_use.close()
