@@ -25,7 +25,8 @@ class OldFolders:
 
     A folder stays while it is locked, or while `is_needed` returns True for its name without the prefix. Otherwise the
     folder of a crashed process is removed after `left_seconds`, and any other folder after `keep_seconds`. Both periods
-    start with the last change of the folder or of an entry directly in it.
+    start with the last change of the folder or of an entry directly in it. If `only_own` is set, other users can create
+    folders in `root`, and their folders are ignored.
     """
 
     root: Path
@@ -35,6 +36,7 @@ class OldFolders:
     keep_seconds: float
     left_seconds: float
     is_needed: Callable[[str], bool] = lambda _: False
+    only_own: bool = False
     _reported: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
@@ -61,6 +63,8 @@ class OldFolders:
                 self._report(path, error)
 
     def _sweep_entry(self, path: Path, *, is_folder: bool) -> None:
+        if self.only_own and os.lstat(path).st_uid != os.geteuid():
+            return
         owner = locked_folder(path)
         if path.name.startswith(_REMOVING):
             self._remove(path, is_folder=is_folder)

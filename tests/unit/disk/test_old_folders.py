@@ -177,3 +177,19 @@ def test_link_that_replaces_folder_during_removal_is_not_followed(root, tmp_path
 
     assert (target / "results.csv").exists()
     assert not list(root.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to create a folder of another user")
+def test_folders_of_other_users_are_ignored(root):
+    """Each user of the host can create folders in the folder for temporary files."""
+    for name in ("train_own", "train_other"):
+        made(root / name, days_old=30)
+        left_behind(root / name)
+    os.chown(root / "train_other", 65534, 65534)
+
+    with capture_logs() as logs:
+        swept(root, only_own=True)
+
+    assert not (root / "train_own").exists()
+    assert (root / "train_other").exists()
+    assert [line["event"] for line in logs] == ["removing old folder"]

@@ -70,8 +70,11 @@ class ChildTrainer:
         adopt_orphans()
         self.home, self.weights = self.home.absolute(), self.weights.absolute()
         self._private_folders = [
-            OldFolders(root, prefix, self._locks, keep_seconds=_UNUSED_SECONDS, left_seconds=0.0)
-            for root, prefix in ((self.home, PRIVATE), (Path(tempfile.gettempdir()), PRIVATE_ELSEWHERE))
+            OldFolders(root, prefix, self._locks, keep_seconds=_UNUSED_SECONDS, left_seconds=0.0, only_own=only_own)
+            for root, prefix, only_own in (
+                (self.home, PRIVATE, False),
+                (Path(tempfile.gettempdir()), PRIVATE_ELSEWHERE, True),
+            )
         ]
 
     def warm(self) -> None:
