@@ -124,7 +124,7 @@ def test_service_suspended_past_its_lease_reclaims_its_run(cloud, host):
 @pytest.mark.parametrize("how", ["suspended", "in an endless loop"])
 def test_training_without_progress_is_killed_and_retried(cloud, host, how):
     """F5 (I6 I9 I10): the training is suspended or in an endless loop. This is detected after STALL_SECONDS."""
-    a = host("a", SLOW if how == "suspended" else QUICK | {"hang": True, "at_epoch": 3}, STALL_SECONDS=1.5)
+    a = host("a", SLOW if how == "suspended" else QUICK | {"hang": True, "at_epoch": 3}, STALL_SECONDS=3)
     run_id = cloud.enqueue(epochs=8)
     training = a.training()
     cloud.wait_epoch(run_id, 2)
@@ -137,7 +137,7 @@ def test_training_without_progress_is_killed_and_retried(cloud, host, how):
     noticed = time.monotonic() - began
     row = cloud.wait(run_id, "completed")
 
-    assert noticed < 1.5 + 0.3 + 8  # STALL_SECONDS, the backoff, and time for a very slow machine
+    assert noticed < 3 + 0.3 + 8  # STALL_SECONDS, the backoff, and time for a very slow machine
     assert row["attempt"] == 2
     cloud.check_epochs(run_id, back=0)
     assert gone([training])
