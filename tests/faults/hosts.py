@@ -117,7 +117,7 @@ class Host(Service):
 
 
 def _is_training(process: psutil.Process) -> bool:
-    return any(part.endswith(("fake_training.py", "trainer.training.child.main")) for part in _command(process)[1:3])
+    return any(part.endswith(("/fake_training.py", "trainer.training.child.main")) for part in _command(process)[1:3])
 
 
 def _is_subreaper(process: psutil.Process) -> bool:
