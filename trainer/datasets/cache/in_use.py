@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import uuid
 import zlib
@@ -13,13 +14,13 @@ from trainer.datasets.cache.disk import NOT_OURS, entries
 
 
 class Names:
-    """A set of names in 16 MiB, whatever their number: a dataset can have millions of objects.
+    """A set of names in at most 16 MiB, whatever their number: a dataset can have millions of objects.
 
     It can also contain a few other names. Their entries stay in the cache a little longer.
     """
 
     def __init__(self) -> None:
-        self._bits = bytearray(1 << 24)
+        self._bits = mmap.mmap(-1, 1 << 24)  # pages that no name uses need no memory; all are returned to the system
 
     def add(self, name: str) -> None:
         place, bit = self._place(name)
