@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trainer.core.dataset import Task
 from trainer.core.errors import DatasetError
 from trainer.core.json_text import storable
@@ -18,8 +16,6 @@ from trainer.datasets.findings import Report
 from trainer.datasets.untrusted import read_file
 
 MAX_YAML_BYTES = 4 << 20  # bytes; 1,000 names take 30 KB
-MAX_DEPTH = 12  # levels of nesting
-MAX_EVENTS = 500_000
 MAX_CLASSES = 20_000
 MAX_NAME_LENGTH = 200  # characters
 MAX_KEYPOINTS = 1000
@@ -50,7 +46,10 @@ def load_yaml(path: Path, report: Report, name: str | None = None) -> dict[str, 
     """
     name = name or path.name
     text = _decoded(read_file(path, MAX_YAML_BYTES, name), name, report)
-    value = _parsed(text, name, report)
+    # imported here, because only confined processes need the library
+    from trainer.datasets.yaml_text import parsed
+
+    value = parsed(text, name, report)
     if not isinstance(value, dict):
         raise DatasetError(
             f"{printable(name)} is not a dataset YAML: it must be a mapping with train:, val: and names:."
@@ -94,40 +93,6 @@ def _decoded(data: bytes, name: str, report: Report) -> str:
     except UnicodeDecodeError:
         report.add("yaml_encoding", file=printable(name))
         return data.decode("cp1252", errors="replace")
-
-
-def _parsed(text: str, name: str, report: Report) -> Any:
-    # YAML does not allow tabs as indentation, but some authors use them
-    without_tabs = re.sub(r"^[ \t]+", lambda match: match[0].expandtabs(2), text, flags=re.MULTILINE)
-    for version in (text, without_tabs):
-        try:
-            value = _loaded(version, name)
-        except yaml.YAMLError as error:
-            reason = _reason(error)
-        else:
-            if version is not text:
-                report.add("yaml_tabs", file=printable(name))
-            return value
-    raise DatasetError(f"{printable(name)} is not valid YAML: {reason}.")
-
-
-def _loaded(text: str, name: str) -> Any:
-    # libyaml recurses in C, and deep nesting would crash the process; so the depth is checked first
-    depth = 0
-    for number, event in enumerate(yaml.parse(text, Loader=yaml.CBaseLoader)):
-        if isinstance(event, yaml.AliasEvent):
-            raise DatasetError(f"{printable(name)} uses YAML aliases (*name). Replace each alias with its value.")
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH or number > MAX_EVENTS:
-            raise DatasetError(f"{printable(name)} is nested too deeply or has too many values for a dataset YAML.")
-    return yaml.load(text, Loader=yaml.CBaseLoader)  # noqa: S506 - the base loader makes only str, list, dict
-
-
-def _reason(error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return f"line {error.problem_mark.line + 1}: {printable(error.problem or 'unreadable')}"
-    return printable(str(error).splitlines()[0])
 
 
 def _text(value: Any) -> str | None:

@@ -123,9 +123,8 @@ class ContentCache:
     def put_derived(self, files: Iterable[tuple[str, Path]]) -> int:
         """Move complete, synced derived files into the cache while there is room. Return the number of moved files.
 
-        `files` are pairs of an identity and a file.
-
-        To make room, the least recently used derived files are evicted, but no other entries.
+        `files` are pairs of an identity and a file. To make room, the least recently used derived files are evicted,
+        but no other entries.
         """
         kept = 0
         with self._locked():

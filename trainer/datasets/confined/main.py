@@ -29,7 +29,13 @@ from trainer.datasets.confined.protocol import CRASHED, OUT_OF_MEMORY, encoded, 
 from trainer.datasets.confined.registry import JOBS
 from trainer.datasets.decoder import Room
 
-SLOW = ("trainer.datasets.checks.check", "trainer.datasets.formats.detect", "trainer.datasets.view.build")
+SLOW = (
+    "concurrent.futures.thread",
+    "trainer.datasets.checks.check",
+    "trainer.datasets.formats.detect",
+    "trainer.datasets.view.build",
+    "trainer.datasets.yaml_text",
+)
 
 
 def main() -> NoReturn:
@@ -116,7 +122,6 @@ def _take_stdout() -> int:
 
 
 def _import_slow_packages() -> None:
-    importlib.import_module("concurrent.futures.thread")
     for name in SLOW:
         importlib.import_module(name)
     importlib.import_module("PIL.Image").init()  # the plugins of all formats

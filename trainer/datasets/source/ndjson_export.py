@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from trainer.core.errors import DatasetError
 from trainer.core.stop import StopSignal
 from trainer.core.text import shown
@@ -69,6 +67,8 @@ class ReadExport:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_text(record.rows, encoding="utf-8")
             if export.yaml is not None:
+                import yaml  # imported here, because only confined processes need the library
+
                 text = yaml.safe_dump(export.yaml, allow_unicode=True, sort_keys=False)
                 (made / YAML).write_text(text, encoding="utf-8")
         return Exported(count=len(export.records), folder=export.folder)

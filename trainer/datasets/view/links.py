@@ -22,8 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import yaml
-
 from trainer.core.errors import DatasetError, disk_errors
 from trainer.core.stop import StopSignal
 from trainer.core.text import printable
@@ -91,6 +89,8 @@ def write_data_yaml(
     flip_idx: Sequence[int] | None,
 ) -> Path:
     """Write data.yaml, the only YAML that the training process reads, and return its path."""
+    import yaml  # imported here, because only confined processes need the library
+
     present = set(splits)
     data: dict[str, object] = {"path": str(view.absolute())}
     data |= {split: f"images/{split}" for split in SPLITS if split in present}
