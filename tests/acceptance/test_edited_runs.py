@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.acceptance.service import running
+from trainer.core.run_folder import OutputFolder
 from trainer.jobs.sqlite import SqliteQueue
 
 pytestmark = pytest.mark.training
@@ -62,6 +63,11 @@ class Table:
     def epochs(self, run_id, attempt):
         return [e.data["epoch"] for e in self.queue.events(run_id) if e.kind == "epoch" and e.attempt == attempt]
 
+    def saved(self, run_id, attempt):
+        """Return the epoch of the newest checkpoint, which can be later than the last reported epoch."""
+        checkpoints = OutputFolder(self.folder(run_id, attempt) / "output").checkpoints
+        return max(int(path.stem.removeprefix("epoch-")) for path in checkpoints.glob("epoch-*.json"))
+
     def warnings(self, run_id, code):
         return [e.data["message"] for e in self.queue.events(run_id) if e.kind == "warning" and e.data["code"] == code]
 
@@ -89,13 +95,13 @@ def test_failed_run_resumes_with_edited_batch_and_image_size_and_then_with_fewer
     run_id = queue.service.enqueue(data, **FIRST)
     queue.train_until(run_id, 3)
     queue.fail(run_id)
+    done = queue.saved(run_id, 1)
     queue.edit(run_id, FIRST | {"batch": 2, "imgsz": 64})
-    done = max(queue.epochs(run_id, 1))
     queue.train_until(run_id, done + 2, attempt=2)
     assert yaml.safe_load((queue.folder(run_id, 2) / "output" / "args.yaml").read_text())["batch"] == 2
 
     queue.fail(run_id)
-    epochs = max(queue.epochs(run_id, 2)) + 3
+    epochs = queue.saved(run_id, 2) + 3
     queue.edit(run_id, FIRST | {"batch": 2, "imgsz": 64, "epochs": epochs})
     row = queue.completed(run_id)
 

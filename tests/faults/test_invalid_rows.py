@@ -114,7 +114,7 @@ def test_invalid_row_does_not_stop_prefetch(cloud_with_invalid_rows, host):
     """A busy worker reads the next runs of the queue to fetch their datasets. The worker skips unreadable rows."""
     cloud = cloud_with_invalid_rows
     a = host("a", SLOW)
-    good = cloud.enqueue(epochs=12)
+    good = cloud.enqueue(epochs=40)  # a prefetch begins 3 s after the start
     cloud.wait_epoch(good, 1)
     invalid = [
         insert_unchecked(cloud, priority="9", **INVALID[name][0]) for name in ("1,500 levels", "a name of 10 MB")

@@ -82,6 +82,7 @@ class FetchedDatasets:
             self._inspected(order, folder, stop, lambda _: None),
         ):
             pass
+        self.warm()  # during the training, so that no process starts together with the next run
 
     def discard(self, folder: Path, *, keep: bool = False) -> None:
         """See `core.ports.Datasets`."""

@@ -21,6 +21,7 @@ from trainer.worker.slots import Slots
 
 log = structlog.get_logger()
 
+AFTER_START = 3.0  # seconds after the start of a run, which needs the processors
 AFTER_ERROR = 60.0  # seconds until the next try after an unexpected error
 LAST_PREFETCH = 5.0  # seconds that a shutdown waits for a prefetch, which can hang on a broken disk
 
@@ -44,7 +45,7 @@ class Prefetcher:
 
     def _run(self, stop: StopSignal, ended: threading.Event) -> None:
         while not ended.wait(self.interval) and not stop.must_stop:
-            if self.slots.free == 0:
+            if self.slots.busy_seconds > AFTER_START:
                 with error_boundary("prefetch failed, retrying", lambda: ended.wait(AFTER_ERROR)):
                     self.prefetch_next(stop)
 

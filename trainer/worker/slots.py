@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -18,12 +19,18 @@ class Slots:
     def __init__(self, devices: Sequence[int]) -> None:
         self._free = list(devices)
         self._changed = threading.Condition()
+        self._last_acquired = time.monotonic()
         self.total = len(devices)
         self.gpus = self.free_gpus
 
     @property
     def free(self) -> int:
         return len(self._free)
+
+    @property
+    def busy_seconds(self) -> float:
+        """Return the seconds since slots were last acquired if no slot is free, and 0 otherwise."""
+        return 0.0 if self._free else time.monotonic() - self._last_acquired
 
     @property
     def free_gpus(self) -> int:
@@ -39,6 +46,7 @@ class Slots:
             free = Counter(self._free)
             taken = sorted(free, key=lambda device: (-free[device], device))[:count]
             self._free = sorted((free - Counter(taken)).elements())
+            self._last_acquired = time.monotonic()
         return AcquiredSlots(self, tuple(sorted(taken)))
 
     def wait_for_free(self, seconds: float) -> bool:

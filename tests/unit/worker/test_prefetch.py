@@ -15,6 +15,18 @@ from trainer.worker import prefetch as prefetch_module
 from trainer.worker.prefetch import Prefetcher
 
 
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(prefetch_module, "AFTER_START", 0.02)
+
+
+def prefetcher_of(worker):
+    return Prefetcher(
+        queue=worker.queue, datasets=worker.datasets, parse=plan_of, slots=worker.slots,
+        describe_worker=lambda free: Worker(id="w", capabilities={"gpus": free}), interval=0.01,
+    )  # fmt: skip
+
+
 def test_next_dataset_is_prefetched_once_without_claim(worker, queue):
     holding = threading.Event()
     asked = []
@@ -55,15 +67,24 @@ def test_nothing_is_prefetched_while_a_slot_is_free(worker):
     worker.enqueue()
     prefetched = threading.Event()
     worker.datasets.prefetch = lambda order, stop: prefetched.set()
-    prefetcher = Prefetcher(
-        queue=worker.queue, datasets=worker.datasets, parse=plan_of, slots=worker.slots,
-        describe_worker=lambda free: Worker(id="w", capabilities={"gpus": free}), interval=0.01,
-    )  # fmt: skip
 
-    with prefetcher.running(StopSignal()):
+    with prefetcher_of(worker).running(StopSignal()):
         assert not prefetched.wait(0.3)
         worker.slots.acquire(1)
         assert prefetched.wait(15)
+
+
+def test_nothing_is_prefetched_while_a_run_starts(worker, monkeypatch):
+    monkeypatch.setattr(prefetch_module, "AFTER_START", 0.4)
+    worker.enqueue()
+    prefetched = threading.Event()
+    worker.datasets.prefetch = lambda order, stop: prefetched.set()
+    worker.slots.acquire(1)
+    started = time.monotonic()
+
+    with prefetcher_of(worker).running(StopSignal()):
+        assert prefetched.wait(15)
+    assert time.monotonic() - started > 0.4
 
 
 def test_hanging_prefetch_does_not_block_shutdown(worker, monkeypatch):
@@ -78,12 +99,8 @@ def test_hanging_prefetch_does_not_block_shutdown(worker, monkeypatch):
     worker.enqueue()
     worker.slots.acquire(1)
     worker.datasets.prefetch = hang
-    prefetcher = Prefetcher(
-        queue=worker.queue, datasets=worker.datasets, parse=plan_of, slots=worker.slots,
-        describe_worker=lambda free: Worker(id="w", capabilities={"gpus": free}), interval=0.01,
-    )  # fmt: skip
 
-    with prefetcher.running(StopSignal()):
+    with prefetcher_of(worker).running(StopSignal()):
         assert started.wait(15)
 
     assert not ended.is_set()
