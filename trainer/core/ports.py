@@ -110,10 +110,7 @@ class RunTable(Protocol):
         """Change the priority for the next claim of the run."""
 
     def delete(self, run_id: str) -> bool:
-        """Delete a run and its events. Return whether the run existed. Its artifacts stay in the bucket.
-
-        Raises `Conflict` while a worker holds the lease of the run.
-        """
+        """Delete a run and its events, not its artifacts. Return whether it existed. Raises `Conflict` for a leased run."""
 
     def workers(self) -> Sequence[WorkerRow]:
         """Return all workers, the most recently seen worker first."""
@@ -208,6 +205,9 @@ class Datasets(Protocol):
 
     def prefetch(self, order: DatasetOrder, stop: StopSignal) -> None:
         """Download the files for `prepare` into the caches. Raises the errors of `prepare`."""
+
+    def warm(self) -> object:
+        """Prestart the process of the next `prepare` or `prefetch`, unless one waits already."""
 
     def discard(self, folder: Path, *, keep: bool = False) -> None:
         """Copy reusable files of an ended run into the caches. Remove `folder` unless `keep` is set."""

@@ -41,7 +41,7 @@ class FetchedDatasets:
     """Implements the port `Datasets`: sources are fetched, recognized, checked and linked into a view.
 
     `facts` and `pixels` are caches: images that did not change since an earlier run are not read or decoded again.
-    `decode` executes the checks. `warm` prepares for the next call of `decode`, so that it starts faster.
+    `decode` executes the checks. `warm` prestarts the process for the next call of `decode`.
     """
 
     fetcher: Fetcher
@@ -82,14 +82,12 @@ class FetchedDatasets:
             self._inspected(order, folder, stop, lambda _: None),
         ):
             pass
-        self.warm()  # during the training, so that no process starts together with the next run
 
     def discard(self, folder: Path, *, keep: bool = False) -> None:
         """See `core.ports.Datasets`."""
         if self.pixels:
             with contextlib.suppress(RecursionError):  # a hostile training can nest folders very deeply
                 self.pixels.take_over(folder / VIEW)
-        self.warm()
         if not keep:
             with contextlib.suppress(OSError):  # remaining files are removed later
                 remove_tree(folder)

@@ -1,4 +1,4 @@
-"""Prefetching: while all slots are busy, download the dataset of the next run into the cache."""
+"""Prefetching: start the process for the next dataset early and, while all slots are busy, download the dataset."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ LAST_PREFETCH = 5.0  # seconds that a shutdown waits for a prefetch, which can h
 
 @dataclass(eq=False, kw_only=True)
 class Prefetcher:
-    """Prefetches the dataset of the next run every `interval` seconds while no slot is free, without claiming it."""
+    """Prefetches the dataset of the next run every `interval` seconds while no slot is free, without claiming it.
+
+    Also keeps a process for the next dataset prestarted.
+    """
 
     queue: Queue
     datasets: Datasets
@@ -45,8 +48,11 @@ class Prefetcher:
 
     def _run(self, stop: StopSignal, ended: threading.Event) -> None:
         while not ended.wait(self.interval) and not stop.must_stop:
-            if self.slots.busy_seconds > AFTER_START:
-                with error_boundary("prefetch failed, retrying", lambda: ended.wait(AFTER_ERROR)):
+            if self.slots.seconds_since_acquired < AFTER_START:
+                continue
+            with error_boundary("prefetch failed, retrying", lambda: ended.wait(AFTER_ERROR)):
+                self.datasets.warm()
+                if self.slots.free == 0:
                     self.prefetch_next(stop)
 
     def prefetch_next(self, stop: StopSignal) -> None:

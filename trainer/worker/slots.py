@@ -28,9 +28,9 @@ class Slots:
         return len(self._free)
 
     @property
-    def busy_seconds(self) -> float:
-        """Return the seconds since slots were last acquired if no slot is free, and 0 otherwise."""
-        return 0.0 if self._free else time.monotonic() - self._last_acquired
+    def seconds_since_acquired(self) -> float:
+        """Return the seconds since a slot was last acquired."""
+        return time.monotonic() - self._last_acquired
 
     @property
     def free_gpus(self) -> int:

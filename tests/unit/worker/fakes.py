@@ -31,6 +31,9 @@ class FakeDatasets:
     def prefetch(self, order, stop):
         pass
 
+    def warm(self):
+        pass
+
     def discard(self, view, *, keep=False):
         if not keep:
             shutil.rmtree(view, ignore_errors=True)

@@ -74,17 +74,27 @@ def test_nothing_is_prefetched_while_a_slot_is_free(worker):
         assert prefetched.wait(15)
 
 
-def test_nothing_is_prefetched_while_a_run_starts(worker, monkeypatch):
+def test_nothing_is_prefetched_or_prestarted_while_a_run_starts(worker, monkeypatch):
     monkeypatch.setattr(prefetch_module, "AFTER_START", 0.4)
     worker.enqueue()
-    prefetched = threading.Event()
+    prestarted, prefetched = threading.Event(), threading.Event()
+    worker.datasets.warm = prestarted.set
     worker.datasets.prefetch = lambda order, stop: prefetched.set()
     worker.slots.acquire(1)
     started = time.monotonic()
 
     with prefetcher_of(worker).running(StopSignal()):
+        assert prestarted.wait(15)
+        assert time.monotonic() - started > 0.4
         assert prefetched.wait(15)
-    assert time.monotonic() - started > 0.4
+
+
+def test_process_for_next_dataset_is_prestarted_while_no_run_waits(worker):
+    prestarted = threading.Event()
+    worker.datasets.warm = prestarted.set
+
+    with prefetcher_of(worker).running(StopSignal()):
+        assert prestarted.wait(15)
 
 
 def test_hanging_prefetch_does_not_block_shutdown(worker, monkeypatch):
