@@ -212,6 +212,7 @@ def test_prestarted_process_opens_no_file_that_a_training_could_have_written(tmp
     roots = [
         private,
         sys.prefix,
+        os.path.realpath(sys.prefix),
         sys.base_prefix,
         PROGRAMS.parents[2],
         *filter(None, sys.path),
