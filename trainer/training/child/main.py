@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import multiprocessing
 import os
@@ -129,6 +130,8 @@ def _prepare() -> Callable[[TrainingOrder, StopSignal, Callable[[Event], None]],
         inherited_descriptors.install()
         for name in LATE_IMPORTS:
             importlib.import_module(name)
+        # the imported objects stay until the end, so no garbage collection during the training has to traverse them
+        gc.freeze()
     except Exception as error:  # noqa: BLE001 - a broken installation is reported like any other failure
         crash = replace(crash_of(error, Phase.STARTING), is_installation=True)
         return lambda _order, _stop, send: send(crash)
