@@ -80,8 +80,8 @@ def test_nothing_is_prefetched_or_prestarted_while_a_run_starts(worker, monkeypa
     prestarted, prefetched = threading.Event(), threading.Event()
     worker.datasets.warm = prestarted.set
     worker.datasets.prefetch = lambda order, stop: prefetched.set()
-    worker.slots.acquire(1)
     started = time.monotonic()
+    worker.slots.acquire(1)
 
     with prefetcher_of(worker).running(StopSignal()):
         assert prestarted.wait(15)

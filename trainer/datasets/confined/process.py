@@ -58,9 +58,12 @@ class ConfinedDecoder:
     _closed: bool = field(default=False, init=False)
 
     def warm(self) -> None:
-        """Start a process that imports its packages and waits for the next `Inspect` job, unless one waits already."""
+        """Start a process that imports its packages and waits for the next `Inspect` job, unless one waits already.
+
+        A process that ended while it waited is not replaced: the next job starts a new process and reports its failure.
+        """
         with self._lock:
-            if self._closed or (self._prestarted and self._prestarted.is_running):
+            if self._closed or self._prestarted:
                 return
             # if the host cannot start a process, the next job reports that
             with contextlib.suppress(MachineFailed):
@@ -94,6 +97,8 @@ class ConfinedDecoder:
             prestarted, self._prestarted = self._prestarted, None
         if prestarted and prestarted.is_running:
             return prestarted
+        if prestarted:
+            prestarted.close()
         return self._start()
 
     def _start(self) -> _Process:
